@@ -1,0 +1,89 @@
+"""What steps make and what a step leaves behind: artifacts, receipts, records. Plain data, no I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """One output of a step. `tree` tells a directory from a file; `size` is in bytes, of all its files."""
+
+    digest: str
+    tree: bool
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """`build/TARGET/STEP.json`: the key that a step last ran under, and what it made, where."""
+
+    key: str
+    outputs: Mapping[str, tuple[str, str]]  # name -> (path, digest)
+    refused: str = ""  # why what follows must not run (a gate that fails), else empty
+
+    def to_json(self) -> dict[str, Any]:
+        return {"key": self.key, "outputs": {name: list(made) for name, made in self.outputs.items()}, "refused": self.refused}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """In the store, by key: what a step made and how it came about.
+
+    `components` are the parts of the key (recipe and input digests), so that `explain` can name what differs.
+    """
+
+    key: str
+    name: str
+    outputs: Mapping[str, Artifact]
+    components: Mapping[str, Any]
+    summary: str = ""
+    refused: str = ""
+    seconds: float = 0.0
+    peak_memory: int | None = None  # bytes, RssAnon of the largest process of the worker
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, str] = field(default_factory=dict)
+    log: str = ""  # sha256 of the worker's log
+
+    def to_json(self) -> dict[str, Any]:
+        outputs = {name: {"digest": made.digest, "tree": made.tree, "size": made.size} for name, made in self.outputs.items()}
+        return {
+            "key": self.key,
+            "name": self.name,
+            "outputs": outputs,
+            "components": dict(self.components),
+            "summary": self.summary,
+            "refused": self.refused,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "toolchain": dict(self.toolchain),
+            "host": dict(self.host),
+            "log": self.log,
+        }
+
+
+def receipt_from_json(data: Any) -> Receipt:
+    """Raises KeyError, TypeError or ValueError where `data` is no receipt: then there is none."""
+    outputs = {str(name): (str(made[0]), str(made[1])) for name, made in data["outputs"].items()}
+    return Receipt(key=str(data["key"]), outputs=outputs, refused=str(data.get("refused", "")))
+
+
+def record_from_json(data: Any) -> Record:
+    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no record: then there is none."""
+    outputs = {
+        str(name): Artifact(digest=str(made["digest"]), tree=bool(made["tree"]), size=int(made["size"]))
+        for name, made in data["outputs"].items()
+    }
+    return Record(
+        key=str(data["key"]),
+        name=str(data["name"]),
+        outputs=outputs,
+        components=dict(data["components"]),
+        summary=str(data["summary"]),
+        refused=str(data["refused"]),
+        seconds=float(data["seconds"]),
+        peak_memory=None if data["peak_memory"] is None else int(data["peak_memory"]),
+        toolchain=dict(data["toolchain"]),
+        host=dict(data["host"]),
+        log=str(data["log"]),
+    )

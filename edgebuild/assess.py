@@ -1,0 +1,120 @@
+"""The `assess` step: what a model is, from its headers; no weight is loaded and no framework imported."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebuild import formats
+from edgebuild.backend import ModelFacts
+from edgebuild.errors import StepFailed
+from edgebuild.formats import gguf, onnx, safetensors
+from edgebuild.step import Action, Outcome
+
+MAX_CONFIG = 10_000_000  # bytes
+_QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
+
+
+def run(action: Action) -> Outcome:
+    """Output `facts`: ModelFacts as JSON. Raises StepFailed where a header is wrong."""
+    facts = assess(action.inputs)
+    action.outputs["facts"].write_text(json.dumps(facts.to_json(), indent=1, sort_keys=True), encoding="utf-8")
+    total = sum(facts.parameters.values())
+    kinds = ", ".join(sorted(kind for kind, count in facts.parameters.items() if count > total / 100))
+    return Outcome(summary=f"{facts.architecture}, {total:,} parameters ({kinds})")
+
+
+def assess(files: Mapping[str, Path]) -> ModelFacts:
+    """ModelFacts of a source, by role as `source.files` gives them. Raises StepFailed."""
+    if "model" not in files:
+        return _huggingface(files)
+    path = files["model"]
+    kind = formats.detect(str(path))
+    try:
+        if kind == "onnx":
+            return _onnx(path, sum(other.stat().st_size for other in files.values()))
+        if kind == "gguf":
+            gguf.read(str(path))
+            return ModelFacts(format="gguf", bytes=path.stat().st_size)
+    except ValueError as error:
+        raise StepFailed(f"{path.name}: {error}") from error
+    raise StepFailed(f"{path.name} is a lone weights file; give the folder that holds its config.json and tokenizer")
+
+
+def _onnx(path: Path, total: int) -> ModelFacts:
+    header = onnx.read(str(path))
+    quantized = sorted(_QUANTIZERS & set(header.operators))
+    return ModelFacts(
+        format="onnx",
+        architecture=", ".join(f"{name}×{count}" for name, count in header.operators.most_common(4)),
+        parameters=dict(sorted(header.parameters.items())),
+        bytes=total,
+        opsets=header.opsets,
+        operators=dict(sorted(header.operators.items())),
+        inputs=[{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in header.inputs],
+        outputs=[{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in header.outputs],
+        quantized=", ".join(quantized),
+    )
+
+
+def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
+    config = read_config(files["model/config.json"])
+    parameters: Counter[str] = Counter()
+    total = 0
+    for role, path in sorted(files.items()):
+        if formats.detect(str(path)) != "safetensors" or not _is_weights(role):
+            continue
+        try:
+            header = safetensors.read(str(path))
+        except ValueError as error:
+            raise StepFailed(f"{path.name}: {error}; copy or download it again") from error
+        total += path.stat().st_size
+        for dtype, shape in header.tensors.values():
+            count = 1
+            for dimension in shape:
+                count *= dimension
+            parameters[dtype] += count
+    if not parameters:
+        raise StepFailed("the folder's *.safetensors hold no tensors; copy or download them again")
+    architectures = config.get("architectures")
+    quantization = config.get("quantization_config") or config.get("quantization")
+    return ModelFacts(
+        format="huggingface",
+        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
+        model_type=str(config.get("model_type", "")),
+        custom_code="auto_map" in config,
+        parameters=dict(sorted(parameters.items())),
+        bytes=total,
+        layers=_number(config, "num_hidden_layers"),
+        heads=_number(config, "num_attention_heads"),
+        context=_number(config, "max_position_embeddings"),
+        hidden=_number(config, "hidden_size"),
+        vocabulary=_number(config, "vocab_size"),
+        experts=_number(config, "num_local_experts") or _number(config, "num_experts"),
+        tied_embeddings=bool(config["tie_word_embeddings"]) if "tie_word_embeddings" in config else None,
+        quantized=str(quantization.get("quant_method", "yes")) if isinstance(quantization, dict) else "",
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A Hugging Face config.json. Raises StepFailed where it is too large, no JSON or no map."""
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise StepFailed(f"config.json is larger than {MAX_CONFIG:,} bytes; that is no model's configuration")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StepFailed(f"config.json is no valid JSON ({str(error)[:80]}); copy or download it again") from error
+    if not isinstance(config, dict):
+        raise StepFailed("config.json holds no map of keys; copy or download it again")
+    return config
+
+
+def _is_weights(role: str) -> bool:
+    name = role.rsplit("/", 1)[-1]
+    return name.startswith(("model", "weights", "pytorch_model", "consolidated"))
+
+
+def _number(config: Mapping[str, Any], key: str) -> int | None:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,110 @@
+"""What a backend is, what it tells of a model, and how an artifact of its is run: the protocols, and ModelFacts.
+
+A backend is a module with these names; `edgebuild.backends.BACKENDS` is the list. A new one is a module, a row, a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgebuild.step import Action, Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What a model's headers say. `parameters` counts elements by dtype; shapes hold an int, a name or None."""
+
+    format: str  # "huggingface", "onnx", "gguf"
+    architecture: str = "unknown"
+    model_type: str = ""
+    custom_code: bool = False  # config.json names Python code (auto_map)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    layers: int | None = None
+    heads: int | None = None
+    context: int | None = None
+    hidden: int | None = None
+    vocabulary: int | None = None
+    experts: int | None = None
+    tied_embeddings: bool | None = None
+    opsets: Mapping[str, int] = field(default_factory=dict)
+    operators: Mapping[str, int] = field(default_factory=dict)
+    inputs: Sequence[Mapping[str, Any]] = ()
+    outputs: Sequence[Mapping[str, Any]] = ()
+    quantized: str = ""  # how the source is quantized already, else empty
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Session(Protocol):
+    """A loaded artifact. Arrays are numpy's; what a backend cannot do it raises StepFailed for."""
+
+    @property
+    def runtime(self) -> str:
+        """Name and version, and the threads it runs on: `onnxruntime 1.32.0, CPU, 1 thread`."""
+
+    @property
+    def inputs(self) -> Sequence[Mapping[str, Any]]:
+        """What `infer` takes: name, dtype (numpy's name) and shape (int, name or None) of each array."""
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Named arrays in, named arrays out."""
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Token ids [T] → logits [T, V], position t having seen tokens 0…t."""
+
+    def tokens(self, text: str) -> NDArray[np.int32]:
+        """The tokens [T] of a text, without any that mark its begin or end."""
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """A module; mypy holds its names against these. They are read only, hence properties."""
+
+    @property
+    def PACKAGES(self) -> Sequence[str]:
+        """Distributions whose installed versions are in every key."""
+
+    @property
+    def FORMATS(self) -> Sequence[str]:
+        """Source formats that it takes."""
+
+    @property
+    def SCHEMES(self) -> Mapping[str, Sequence[str]]:
+        """quantize.scheme → the other quantize keys that it reads with it."""
+
+    @property
+    def VIEWS(self) -> Mapping[str, str]:
+        """How its artifacts may be run: name → what that means; the first is the one judged."""
+
+    def parameters(self, scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
+        """The quantize parameters with this backend's defaults filled in; pure.
+
+        Raises ValueError("KEY: sentence") where a value cannot be used.
+        """
+
+    def refuse(self, facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+        """Why this model cannot be converted or quantized so, in one sentence, else empty; pure."""
+
+    def convert(self, action: Action, facts: ModelFacts) -> Outcome:
+        """In a worker: the source (inputs `model`, `model/…`) → a runnable model at output `model`, held against its source."""
+
+    def quantize(self, action: Action, facts: ModelFacts) -> Outcome:
+        """In a worker: the converted model (input `model`) → output `model`."""
+
+    def open(self, model: Path, view: str = "") -> Session:
+        """In a worker: load an artifact of this backend; `view` is one of VIEWS, the first by default."""
+
+
+def facts_from_json(data: Mapping[str, Any]) -> ModelFacts:
+    """Raises TypeError where `data` has other keys."""
+    return ModelFacts(**data)

@@ -1,0 +1,10 @@
+"""The list of backends. Read by plan, run and worker alone; importing it imports no framework."""
+
+from edgebuild.backend import Backend
+from edgebuild.backends import fake, mlx, onnxruntime
+
+BACKENDS: dict[str, Backend] = {
+    "mlx": mlx,
+    "onnxruntime": onnxruntime,
+    "fake": fake,
+}

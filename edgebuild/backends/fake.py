@@ -1,0 +1,127 @@
+"""A backend without a framework, for tests of everything that is not about one: it works on small text payloads.
+
+What it makes depends on everything that its keys hold (source, scheme, calibration, version), and on nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild.backend import ModelFacts
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action, Outcome
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACKAGES = ("edgebuild-fake-framework",)
+FORMATS = ("gguf",)
+SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("group_size", "method"), "int4": ("group_size", "method")}
+VIEWS: Mapping[str, str] = {"native": "as stored"}
+
+
+def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
+    return {"group_size": 32, **quantize}
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    return ""
+
+
+def convert(action: Action, facts: ModelFacts) -> Outcome:
+    """The payload behind the 24 bytes of a GGUF header, without its comments (so that equal bytes can come of an edit)."""
+    text = action.inputs["model"].read_bytes()[24:].decode("utf-8", "replace").split("#")[0].strip()
+    _misbehave(text, action)
+    _write(action, {"text": text, "version": _version(), "scheme": "none"})
+    action.outputs["report"].write_text('{"verified": true, "against": []}', encoding="utf-8")
+    return Outcome(summary=f"{len(text)} characters")
+
+
+def quantize(action: Action, facts: ModelFacts) -> Outcome:
+    payload = json.loads((action.inputs["model"] / "payload.json").read_text(encoding="utf-8"))
+    calibration = action.inputs.get("calibration")
+    seen = hashlib.sha256(calibration.read_bytes()).hexdigest() if calibration else ""
+    settings = {key: action.params[key] for key in ("scheme", "group_size", "samples")}
+    _write(action, {**payload, **settings, "calibration": seen, "version": _version()})
+    action.outputs["report"].write_text("{}", encoding="utf-8")
+    return Outcome(summary=str(action.params["scheme"]))
+
+
+def open(model: Path, view: str = "") -> FakeSession:
+    return FakeSession(json.loads((model / "payload.json").read_text(encoding="utf-8")))
+
+
+class FakeSession:
+    """A linear map whose weights come of the payload's text, and a little of how it was quantized."""
+
+    runtime = "fake"
+    inputs: Sequence[Mapping[str, Any]] = ({"name": "x", "dtype": "float32", "shape": ["N", 4]},)
+
+    def __init__(self, payload: Mapping[str, Any]) -> None:
+        import numpy as np
+
+        base = np.random.default_rng(_seed(payload["text"])).standard_normal((4, 3))
+        noise = np.random.default_rng(_seed(json.dumps(payload, sort_keys=True))).standard_normal((4, 3))
+        self._weights = (base + (0 if payload["scheme"] == "none" else 1e-3) * noise).astype("float32")
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return {"y": feeds["x"] @ self._weights}
+
+    def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        raise StepFailed("the fake backend runs no language model")
+
+    def tokens(self, text: str) -> NDArray[Any]:
+        raise StepFailed("the fake backend has no tokenizer")
+
+    def close(self) -> None:
+        pass
+
+
+def _write(action: Action, payload: Mapping[str, Any]) -> None:
+    action.outputs["model"].mkdir()
+    (action.outputs["model"] / "payload.json").write_text(json.dumps(payload, sort_keys=True), encoding="utf-8")
+
+
+def _misbehave(text: str, action: Action) -> None:
+    """What real frameworks do now and then, on demand: a text of `!word` asks for it."""
+    if text == "!hang":
+        time.sleep(3600)
+    elif text == "!memory":
+        hoard = [bytearray(b"x") * 50_000_000 for _ in range(200)]
+        time.sleep(len(hoard))
+    elif text == "!killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif text == "!abort":
+        os.abort()
+    elif text == "!exit":
+        os._exit(0)
+    elif text == "!nothing":
+        action.outputs["report"].unlink(missing_ok=True)
+        raise SystemExit(0)
+    elif text == "!fault":
+        raise RuntimeError("a fault in the framework")
+    elif text == "!child":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600) # edgebuild-left-behind"])
+    elif text.startswith("!slow"):
+        time.sleep(float(text.removeprefix("!slow")))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(PACKAGES[0])
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -1,0 +1,367 @@
+"""MLX (mlx-lm): Hugging Face in, a folder out that mlx-lm and mlx-swift-lm load; affine int2 to int8 in groups.
+
+MLX reads older configuration keys than transformers 5 writes and falls back to defaults without a word: a rope theta of
+500,000 became 10,000 (KL 0.28). So the configuration is rewritten as MLX reads it, and every conversion is held.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import reference
+from edgebuild.backend import ModelFacts
+from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.formats import safetensors
+from edgebuild.step import Action, Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LINUX = sys.platform == "linux"
+PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
+FORMATS = ("huggingface",)
+BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
+SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size",))
+VIEWS: Mapping[str, str] = {"dequantized": "weights dequantized to float32", "kernels": "the int4/8 kernels themselves"}
+GROUPS = (32, 64, 128)
+# Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
+SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
+# What transformers 5 writes under a new name, and MLX reads under the old one.
+OLD_NAMES = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
+OLD_ROPE_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
+CONTEXT = "original_max_position_embeddings"
+
+
+def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
+    """Raises ValueError for a group size that MLX does not have."""
+    size = quantize.get("group_size", 64)
+    if size not in GROUPS:
+        raise ValueError(f"group_size: MLX quantizes in groups of 32, 64 or 128, not {size}")
+    return {"group_size": size}
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    if facts.quantized:
+        return f"it is quantized already ({facts.quantized}); give the float model that it was made from"
+    known = _model_types()
+    if not known:
+        return "mlx-lm is not installed here; run: pip install 'edgebuild[mlx]'"
+    if facts.model_type not in known:
+        code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
+        return f"{code}mlx-lm knows no model type {facts.model_type!r}; install an mlx-lm that does, or name another framework"
+    size, hidden = parameters.get("group_size"), facts.hidden
+    if size and hidden and hidden % size:
+        return f"its hidden size {hidden} is no multiple of group_size {size}; {_advice(_fitting([hidden]))}"
+    return ""
+
+
+def convert(action: Action, facts: ModelFacts) -> Outcome:
+    """Weights as stored, configuration rewritten, no code; byte for byte the same from any folder. Held in float32."""
+    _start()
+    import mlx_lm
+
+    out = action.outputs["model"]
+    staged = out.parent / "staged"
+    reference.lay_out(action.inputs, staged)
+    config = _rewritten(reference.without_code(staged / "config.json"))
+    (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    try:
+        with _mlx("convert this model"):
+            mlx_lm.convert(hf_path=str(staged), mlx_path=str(out))
+        _tidy(out, staged / "tokenizer_config.json")
+        with _mlx("load its own conversion"):
+            session = open(out)
+        _same_tokens(session, staged)
+        report = reference.hold(session, action, _longrope(config))
+        session.close()
+    finally:
+        shutil.rmtree(staged)
+    kinds = ", ".join(sorted({dtype.lower() for dtype, _ in _tensors(out).values()}))
+    count = sum(facts.parameters.values())
+    action.outputs["report"].write_text(json.dumps({**report, "dtypes": kinds}, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"{kinds}, {count:,} parameters, {_verdict(report)}")
+
+
+def quantize(action: Action, facts: ModelFacts) -> Outcome:
+    """Affine, groups along the inputs of every layer that MLX quantizes. Raises StepFailed where nothing got smaller."""
+    _start()
+    import mlx_lm
+
+    source, out = action.inputs["model"], action.outputs["model"]
+    scheme, group = str(action.params["scheme"]), int(action.params["group_size"])
+    _check_groups(_layers(source), group)
+    with _mlx("quantize this model"):
+        mlx_lm.convert(hf_path=str(source), mlx_path=str(out), quantize=True, q_bits=BITS[scheme], q_group_size=group)
+    _tidy(out, source / "tokenizer_config.json")
+    layers = _layers(out)
+    done = sum(layer.quantized for layer in layers)
+    before, after = _weights(source), _weights(out)
+    if not done or after >= before or "quantization" not in json.loads((out / "config.json").read_text(encoding="utf-8")):
+        raise StepFailed(
+            f"MLX quantized {done} of {len(layers)} layers, and the weights went from {before:,} to {after:,} bytes: "
+            "this model cannot be quantized so; set quantize: {scheme: none} or name another framework"
+        )
+    report = {
+        "scheme": scheme,
+        "bits": BITS[scheme],
+        "group_size": group,
+        "bytes_before": before,
+        "bytes_after": after,
+        "layers": len(layers),
+        "layers_quantized": done,
+        "not_quantized": sorted(layer.name for layer in layers if not layer.quantized),
+    }
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    sizes = f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB"
+    return Outcome(summary=f"{scheme}, groups of {group}: {sizes}, {done} of {len(layers)} layers")
+
+
+def open(model: Path, view: str = "") -> MlxSession:
+    """Raises StepFailed where MLX cannot load it."""
+    return MlxSession(model, view or next(iter(VIEWS)))
+
+
+class MlxSession:
+    """A language model and its tokenizer, on the CPU where MLX has no Metal. Weights are read when they are first used."""
+
+    inputs: Sequence[Mapping[str, Any]] = ()
+
+    def __init__(self, model: Path, view: str) -> None:
+        if view not in VIEWS:
+            raise StepFailed(f'mlx has no view "{view}"; it has: {", ".join(VIEWS)}')
+        _start()
+        import mlx.core as mx
+        from mlx.utils import tree_map
+        from mlx_lm.utils import dequantize_model, load_model
+
+        with _mlx(f"load {model.name}"):
+            self._model, config = load_model(model, lazy=True, trust_remote_code=False)
+            self._tokenizer = _tokenizer(model)
+            if view == "dequantized":
+                # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
+                self._model.update(tree_map(_float32, self._model.parameters()))
+                self._model = dequantize_model(self._model)
+        self._vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        bits = (config.get("quantization") or {}).get("bits")
+        stored = f"int{bits} kernels" if bits else "weights as stored"
+        computed = "weights dequantized to float32" if bits else "weights in float32"
+        device = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
+        self.runtime = f"mlx {importlib.metadata.version('mlx')} on {device}, {computed if view == 'dequantized' else stored}"
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        raise StepFailed("mlx runs language models only: it takes tokens, not named arrays; name another framework for this task")
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """One forward pass without a cache."""
+        import mlx.core as mx
+        import numpy as np
+
+        # MLX reads beyond the embedding without a check.
+        outside = tokens[(tokens < 0) | (tokens >= (self._vocabulary or np.iinfo(np.int32).max))]
+        if outside.size:
+            problem = f"token {outside[0]} is outside the model's vocabulary of {self._vocabulary}"
+            raise StepFailed(f"{problem}: tokenizer and model do not belong together; give the model's own tokenizer")
+        with _mlx("run the model"):
+            found: NDArray[np.float32] = np.array(self._model(mx.array(tokens)[None])[0].astype(mx.float32))
+        return found
+
+    def tokens(self, text: str) -> NDArray[np.int32]:
+        return _tokens(self._tokenizer, text)
+
+    def close(self) -> None:
+        import mlx.core as mx
+
+        self._model = self._tokenizer = None
+        mx.clear_cache()
+
+
+def _model_types() -> set[str]:
+    """The model types that the installed mlx-lm has, its own other names for them included; read, not imported."""
+    spec = importlib.util.find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        return set()
+    package = Path(spec.submodule_search_locations[0])
+    found = {path.stem for path in (package / "models").glob("*.py") if re.search(r"\bModelArgs\b", path.read_text("utf-8"))}
+    for node in ast.parse((package / "utils.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
+            found |= {name for name, model in ast.literal_eval(node.value).items() if model in found}
+    return found
+
+
+def _fitting(inputs: Sequence[int]) -> list[int]:
+    return [size for size in GROUPS if not any(number % size for number in inputs)]
+
+
+def _advice(sizes: Sequence[int]) -> str:
+    if not sizes:
+        return "none of 32, 64 and 128 divides it: set quantize: {scheme: none} or name another framework"
+    return f"quantize.group_size: {' or '.join(map(str, sizes))} would fit"
+
+
+def _check_groups(layers: Sequence[_Layer], group: int) -> None:
+    """Raises StepFailed where MLX would leave out layers that another group size fits; what none fits stays as it is."""
+    fitting = _fitting([layer.inputs for layer in layers])
+    if not fitting or group in fitting:
+        return
+    layer = next(layer for layer in layers if layer.inputs % group)
+    raise StepFailed(f"the layer {layer.name} has {layer.inputs} inputs, no multiple of group_size {group}; {_advice(fitting)}")
+
+
+def _rewritten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the keys that MLX and mlx-swift-lm read beside those of transformers 5, text_config's likewise."""
+    new = {key: _rewritten(value) if key == "text_config" and isinstance(value, dict) else value for key, value in config.items()}
+    new = {**{old: new[name] for name, old in OLD_NAMES.items() if name in new}, **new}
+    rope = new.get("rope_scaling") or new.get("rope_parameters")  # in this order, as transformers 5 does
+    if isinstance(rope, dict):
+        new |= _rope(new, rope)
+    return new
+
+
+def _rope(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Top-level keys from transformers 5's `rope_parameters`, flat or one a layer type (transformers, modeling_rope_utils.py)."""
+    if kinds := {kind: given for kind, given in rope.items() if isinstance(given, dict)}:
+        new = _rope(config, kinds.get("full_attention", next(iter(kinds.values()))))
+        if "rope_theta" in (sliding := kinds.get("sliding_attention", {})):
+            new["rope_local_base_freq"] = sliding["rope_theta"]
+        return new
+    new = {key: rope.get(key, config.get(key)) for key in ("rope_theta", "partial_rotary_factor")}
+    scaling = {key: value for key, value in rope.items() if key not in new}
+    new |= {old: new[name] for old, name in OLD_ROPE_NAMES.get(config.get("model_type", ""), {}).items()}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    original = config.get(CONTEXT) or scaling.get(CONTEXT) or config.get("max_position_embeddings")
+    if kind in ("llama3", "longrope", "yarn"):
+        scaling[CONTEXT] = original
+    if kind in ("longrope", "su"):
+        new[CONTEXT] = original
+    if isinstance(scaling.get("factor"), int):
+        scaling["factor"] = float(scaling["factor"])
+    scaled = kind != "default" or "mrope_section" in scaling
+    new["rope_scaling"] = {**scaling, "type": kind, "rope_type": kind} if scaled else None
+    return {key: value for key, value in new.items() if value is not None or key == "rope_scaling"}
+
+
+def _longrope(config: Mapping[str, Any]) -> str:
+    """What is known of a disagreement beforehand, else empty."""
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("type") not in ("longrope", "su") or scaling.get("short_factor") == scaling.get("long_factor"):
+        return ""
+    return (
+        "the model uses longrope: MLX applies its long_factor at every length, transformers its short_factor "
+        f"up to {config.get(CONTEXT)} tokens, so that MLX computes short texts otherwise; use another framework"
+    )
+
+
+def _tidy(out: Path, source: Path) -> None:
+    """Remove the model card, which is none; name the tokenizer's class as the source did; set the modes that bundles have.
+
+    transformers 5 writes TokenizersBackend, which no reader of another make (swift-transformers) need know.
+    """
+    (out / "README.md").unlink(missing_ok=True)
+    path = out / "tokenizer_config.json"
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        named = reference.without_code(source).get("tokenizer_class") if source.exists() else None
+        config["tokenizer_class"] = named if named and named != "TokenizersBackend" else "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    for file in out.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
+
+
+def _tokens(tokenizer: Any, text: str) -> NDArray[np.int32]:
+    import numpy as np
+
+    with _mlx("tokenize the text"):
+        return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+
+
+def _same_tokens(session: MlxSession, source: Path) -> None:
+    """Raises StepFailed where the converted tokenizer is another one than the source's."""
+    with _mlx("load the source's tokenizer"):
+        tokenizer = _tokenizer(source)
+    if _tokens(tokenizer, SAMPLE).tolist() != session.tokens(SAMPLE).tolist():
+        raise StepFailed(
+            "the converted tokenizer gives other tokens than the source's; write the source's anew with transformers "
+            "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)) and build again"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layer:
+    name: str
+    inputs: int
+    quantized: bool
+
+
+def _layers(model: Path) -> list[_Layer]:
+    """The layers that MLX can quantize or has quantized, by name; no weight is read."""
+    from mlx_lm.utils import load_model
+
+    with _mlx(f"load {model.name}"):
+        modules = sorted(load_model(model, lazy=True, trust_remote_code=False)[0].named_modules())
+    quantized = [_Layer(name=n, inputs=m.scales.shape[-1] * m.group_size, quantized=True) for n, m in modules if "scales" in m]
+    plain = [_Layer(name=n, inputs=m.weight.shape[-1], quantized=False) for n, m in modules if hasattr(m, "to_quantized")]
+    return quantized + plain
+
+
+def _tensors(model: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    headers = [safetensors.read(str(path)) for path in sorted(model.glob("*.safetensors"))]
+    return {name: kind for header in headers for name, kind in header.tensors.items()}
+
+
+def _weights(model: Path) -> int:
+    return sum(path.stat().st_size for path in model.glob("*.safetensors"))
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    if not report["verified"]:
+        return "unverified"
+    names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
+    return f"held against {names}: KL {max(entry['kl_mean'] for entry in report['against']):.2g}"
+
+
+def _start() -> None:
+    """Import MLX, and compute on the CPU on Linux: mlx-cpu is what the extra installs, also where there is a GPU.
+
+    Raises StepFailed; importing mlx_lm sets the limit of open files to 4,096, which fails where it is lower already.
+    """
+    with _mlx("start"):
+        import mlx.core as mx
+        import mlx_lm  # noqa: F401
+
+        if _LINUX:
+            mx.set_default_device(mx.Device(mx.cpu))
+
+
+def _float32(value: Any) -> Any:
+    import mlx.core as mx
+
+    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
+
+
+@contextmanager
+def _mlx(doing: str) -> Iterator[None]:
+    """A framework's exception as one sentence of ours."""
+    try:
+        yield
+    except EdgebuildError:
+        raise
+    except Exception as error:
+        raise StepFailed(f"mlx-lm cannot {doing}: {reference.said(error)}") from error

@@ -1,0 +1,259 @@
+"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic.
+
+What is quantized is counted afterwards, because the tools exit 0 where nothing was (notes: seven of eight real models).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import reference, samples
+from edgebuild.backend import ModelFacts
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action, Outcome
+from edgebuild.units import human
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PACKAGES = ("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
+FORMATS = ("onnx",)
+SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
+VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
+OPSET = 17  # what older models are raised to: per-channel QDQ needs 13
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
+_DYNAMIC = {
+    "MatMulInteger": 1,
+    "ConvInteger": 1,
+    "DynamicQuantizeLSTM": 1,
+    "DynamicQuantizeMatMul": 1,
+    "MatMulIntegerToFloat": 1,
+    "QAttention": 1,
+}
+_NUMPY = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
+THREADS = 1  # one thread: the figures of two runs on a busy machine stay comparable
+
+
+def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
+    """`auto` is static where there are calibration data, else dynamic. Raises ValueError for static without them."""
+    method = quantize.get("method", "auto")
+    if method == "auto":
+        method = "static" if calibrated else "dynamic"
+    if method == "static" and not calibrated:
+        raise ValueError("method: static needs calibration.data; give it, or write method: dynamic")
+    return {"method": method, "symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    foreign = sorted(name for name in facts.operators if "." in name and name.rpartition(".")[0] not in DOMAINS)
+    if foreign:
+        return f"it uses the operator {foreign[0]}, which ONNX Runtime has only with a custom library; export it without"
+    if "scheme" in parameters and facts.quantized:
+        return (
+            f"it is quantized already ({facts.quantized}); quantize: {{scheme: none}} takes it as it is, or give the float model"
+        )
+    return ""
+
+
+def convert(action: Action, facts: ModelFacts) -> Outcome:
+    """The model as a folder with `model.onnx`, its opset raised where it is older than 13, held against the source."""
+    folder = action.outputs["model"]
+    folder.mkdir()
+    opset = facts.opsets.get("", facts.opsets.get("ai.onnx", 0))
+    if opset and opset < 13:
+        _raise_opset(action.inputs["model"], folder / "model.onnx")
+        done = f"opset {opset} raised to {OPSET}"
+    else:
+        shutil.copyfile(action.inputs["model"], folder / "model.onnx")
+        for role, path in action.inputs.items():
+            if role.startswith("model.data/"):
+                target = folder / role.removeprefix("model.data/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        done = f"opset {opset}"
+    report = _hold(action.inputs["model"], folder / "model.onnx")
+    report["opset"] = {"source": opset, "model": max(opset, OPSET if opset < 13 else opset)}
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"{done}, same outputs as its source")
+
+
+def quantize(action: Action, facts: ModelFacts) -> Outcome:
+    """int8 by onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
+    folder.mkdir()
+    prepared = _prepare(source, folder.parent / "prepared.onnx")
+    excluded = _excluded(prepared, action.params["exclude"])
+    try:
+        if action.params["method"] == "static":
+            quantize_static(
+                prepared,
+                folder / "model.onnx",
+                _Reader(prepared, action.inputs["calibration"], action.params["samples"]),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=excluded,
+                extra_options={"ActivationSymmetric": action.params["symmetric"]},
+            )
+        else:
+            quantize_dynamic(prepared, folder / "model.onnx", weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
+    except StepFailed:
+        raise
+    except Exception as error:  # whatever the tool raises is its refusal of this model
+        raise StepFailed(f"onnxruntime.quantization ({action.params['method']}) failed: {_first_line(error)}") from error
+    finally:
+        if prepared != source:
+            prepared.unlink(missing_ok=True)
+    return _counted(action, source, folder)
+
+
+def open(model: Path, view: str = "") -> OnnxSession:
+    return OnnxSession(model / "model.onnx" if model.is_dir() else model)
+
+
+class OnnxSession:
+    """An ONNX file in ONNX Runtime's CPU provider, on one thread."""
+
+    def __init__(self, path: Path, optimised: bool = True) -> None:
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = THREADS
+        options.log_severity_level = 3
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise StepFailed(f"ONNX Runtime does not load {path.name}: {_first_line(error)}") from error
+        self.runtime = f"onnxruntime {onnxruntime.__version__}, CPU, {THREADS} thread"
+        self.inputs: Sequence[Mapping[str, Any]] = [
+            {"name": one.name, "dtype": _numpy_type(one.type), "shape": list(one.shape)} for one in self._session.get_inputs()
+        ]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        except Exception as error:
+            raise StepFailed(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+
+    def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        raise StepFailed("this ONNX model is run with named arrays, not with tokens; language models in ONNX are not supported")
+
+    def tokens(self, text: str) -> NDArray[Any]:
+        raise StepFailed("this ONNX model has no tokenizer; give its evaluation data as .npz")
+
+    def close(self) -> None:
+        del self._session
+
+
+class _Reader:
+    """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for."""
+
+    def __init__(self, model: Path, data: Path, count: int | None) -> None:
+        session = OnnxSession(model)
+        self._feeds: Iterator[Mapping[str, NDArray[Any]]] = iter(samples.batches_of_one(data, session.inputs, count))
+        session.close()
+
+    def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+        return next(self._feeds, None)
+
+
+def _raise_opset(source: Path, target: Path) -> None:
+    import onnx
+    import onnx.version_converter
+
+    try:
+        onnx.save(onnx.version_converter.convert_version(onnx.load(source), OPSET), target)
+    except Exception as error:
+        raise StepFailed(
+            f"its opset cannot be raised to {OPSET}: {_first_line(error)}; export it again with opset {OPSET}"
+        ) from error
+
+
+def _hold(source: Path, converted: Path) -> dict[str, Any]:
+    """Both run on the same seeded inputs; the source without any graph optimisation, as an independent reading of it."""
+    original = OnnxSession(source, optimised=False)
+    feeds = samples.golden(original.inputs, count=4)
+    expected = original.infer(feeds)
+    original.close()
+    return reference.hold_outputs(
+        "the source model in ONNX Runtime without optimisations", expected, OnnxSession(converted).infer(feeds)
+    )
+
+
+def _prepare(source: Path, target: Path) -> Path:
+    """Shapes inferred and constants folded, where the tool manages; quantization goes on without it where it does not."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        return target
+    except Exception:  # noqa: BLE001 - fails on many real models, with exceptions of every kind
+        target.unlink(missing_ok=True)
+        return source
+
+
+def _excluded(model: Path, names: Sequence[str]) -> list[str]:
+    """`exclude` holds node names or operator types. Raises StepFailed for one that matches nothing."""
+    if not names:
+        return []
+    import onnx
+
+    nodes = onnx.load(model, load_external_data=False).graph.node
+    found = [node.name for node in nodes if node.name in names or node.op_type in names]
+    known = {node.name for node in nodes} | {node.op_type for node in nodes}
+    if unknown := sorted(set(names) - known):
+        raise StepFailed(
+            f'quantize.exclude: no node or operator is called "{unknown[0]}"; operators: {", ".join(sorted({n.op_type for n in nodes}))}'
+        )
+    return found
+
+
+def _counted(action: Action, source: Path, folder: Path) -> Outcome:
+    import onnx
+
+    before, after = source.stat().st_size, sum(path.stat().st_size for path in folder.iterdir())
+    original = onnx.load(source, load_external_data=False).graph
+    possible = sum(node.op_type in QUANTIZABLE for node in original.node)
+    made = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    dequantized = {name for node in made.node if node.op_type == "DequantizeLinear" for name in node.output}
+    done = sum(node.op_type in _DYNAMIC for node in made.node)
+    done += sum(node.op_type in QUANTIZABLE and bool(dequantized & set(node.input)) for node in made.node)
+    if not done:
+        raise StepFailed(
+            f"nothing was quantized: none of its {possible} quantizable operators ({', '.join(QUANTIZABLE[:4])}, …) was reached; "
+            "leave this model unquantized (quantize: {scheme: none}) or export it without nested subgraphs"
+        )
+    if after >= before:
+        raise StepFailed(
+            f"quantizing made it bigger: {human(before)} became {human(after)}; leave this model unquantized (quantize: {{scheme: none}})"
+        )
+    report = {
+        "method": action.params["method"],
+        "operators": done,
+        "quantizable": possible,
+        "bytes_before": before,
+        "bytes_after": after,
+    }
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"int8 {action.params['method']}, {done} of {possible} operators, {human(before)} → {human(after)}")
+
+
+def _numpy_type(text: str) -> str:
+    kind = text.removeprefix("tensor(").removesuffix(")")
+    return _NUMPY.get(kind, kind)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

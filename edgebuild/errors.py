@@ -1,0 +1,54 @@
+"""Every error that a user can cause, in one place: what is wrong, where, what to do; an exit status each."""
+
+import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+OK, FAILED, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+class EdgebuildError(Exception):
+    """A message for the user; never shown with a traceback."""
+
+    status = FAULT
+
+
+class UserError(EdgebuildError):
+    """Wrong usage: a command, an option or a name that does not exist."""
+
+    status = USAGE
+
+
+class TargetError(EdgebuildError):
+    """A target or platform file that cannot be used: `FILE:LINE: KEY: what is wrong; what to do`."""
+
+    status = USAGE
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class StepFailed(EdgebuildError):
+    """A step could not make what it was asked for."""
+
+    status = FAILED
+
+
+class InputChanged(StepFailed):
+    """An input was edited while its step ran."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean "…"?` where a known word is close, else the empty text."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' Did you mean "{close[0]}"?' if close else ""
+
+
+def disk(error: OSError) -> str:
+    """What the file system refused, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; nothing was kept; free space (the store lies in .edgebuild, or where EDGEBUILD_STORE says)"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.filename or 'a folder'} cannot be written ({error.strerror}); nothing was kept; make it writable"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; nothing was kept"

@@ -1,0 +1,67 @@
+"""Files of our own: written whole under a temporary name that says whose it is, and removed whatever their modes."""
+
+import os
+import shutil
+import sys
+import tempfile
+
+
+def mine() -> str:
+    """This process, by number and start: what names its temporary files."""
+    return f"{os.getpid()}.{_start_of(os.getpid())}"
+
+
+def owner_alive(owner: str) -> bool:
+    """Whether the process that `mine()` named so still runs (and is not another one with its number)."""
+    pid, _, start = owner.partition(".")
+    return pid.isdigit() and start != "" and _start_of(int(pid)) == start
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in the kernel's ticks since boot (proc(5), stat field 22); seconds elsewhere; empty: none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        pass
+    if sys.platform == "linux":
+        return ""
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).create_time():.0f}"
+    except psutil.Error:
+        return ""
+
+
+def remove_tree(path: str) -> None:
+    """Remove a file or folder, read-only or not. What cannot be removed stays for the next start to collect."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for folder, _, _ in os.walk(path):
+            try:
+                os.chmod(folder, 0o700)
+            except OSError:
+                pass
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a small file whole: temporary name, rename. Not fsynced: receipts and memos may be lost, never torn unseen."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".tmp-{mine()}-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o644)
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_tree(path)  # a folder where a file of ours should be is damage
+        os.replace(temporary, path)
+    except BaseException:
+        remove_tree(temporary)
+        raise

@@ -1,0 +1,77 @@
+"""safetensors headers: 8 bytes of little-endian length, then JSON (github.com/huggingface/safetensors, "Format").
+
+Bounds beside the format's own 100 MB: duplicate names, overlaps, holes and overflow are refused before a library that
+trusts the header sees the file.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from math import prod
+
+MAX_HEADER = 100_000_000
+MAX_TENSORS = 200_000  # a million zero-size tensors cost the reference reader a gigabyte
+BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
+BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """`tensors`: name → (dtype, shape)."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def looks_like(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size
+
+
+def read(path: str) -> Header:
+    """Raises ValueError with one sentence where the header or the file's size is wrong, OSError where unreadable."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER or length + 8 > size:
+            raise ValueError(f"its header claims {length} bytes in a file of {size}: truncated or damaged")
+        text = file.read(length)
+    try:
+        entries = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header is no valid JSON ({str(error)[:80]}): damaged") from error
+    if not isinstance(entries, dict):
+        raise ValueError("its header is no JSON map: damaged")
+    metadata = entries.pop("__metadata__", {})
+    if len(entries) > MAX_TENSORS:
+        raise ValueError(f"its header lists {len(entries)} tensors, more than {MAX_TENSORS}")
+    spans, tensors = [], {}
+    for name, entry in entries.items():
+        tensors[name], span = _tensor(name, entry)
+        spans.append(span)
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise ValueError("its tensors overlap or leave holes: damaged")
+        end = stop
+    if end != size - 8 - length:
+        raise ValueError(f"its tensors need {end} bytes, the file has {size - 8 - length}: truncated or damaged")
+    return Header(tensors=tensors, metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {})
+
+
+def _tensor(name: str, entry: object) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
+    try:
+        dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[index]
+        whole = all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"tensor {name[:80]!r} has no dtype, shape and data_offsets: damaged") from error
+    if dtype not in BITS or not whole or stop < start or (prod(shape) * BITS[dtype] + 7) // 8 != stop - start:
+        raise ValueError(f"tensor {name[:80]!r}: shape, dtype and offsets do not agree: damaged")
+    return (dtype, shape), (start, stop)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice")
+    return result

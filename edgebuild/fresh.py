@@ -1,0 +1,118 @@
+"""Is this step's receipt still true? The whole truth about a step, in one pure-reading function that everything asks.
+
+The verdict over all default targets is remembered with the signature of every path that it was read from: while none of
+them moves, nothing is read again. That is what makes a no-op as quick as a few thousand stats.
+"""
+
+import json
+import time
+from typing import Any
+
+from edgebuild.artifact import Receipt, receipt_from_json
+from edgebuild.files import write_whole
+from edgebuild.memo import Signature, parts, racy, signature
+from edgebuild.project import STATE, Project, moved
+from edgebuild.step import Step
+
+
+class Fresh:
+    """`fresh(step)`, memoised within a run; `forget` what a step that ran has touched."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._known: dict[str, bool] = {}
+        self.remembered = recall(project.identity()) is not None
+        if self.remembered:
+            self._known = {step.name: True for name in project.defaults() for step in project.of(name)}
+
+    def __call__(self, step: Step) -> bool:
+        """The steps before it are fresh, it last ran under the key that it has now, and what it made is intact."""
+        known = self._known.get(step.name)
+        if known is None:
+            known = self._known[step.name] = self._judge(step)
+        return known
+
+    def forget(self, step: Step) -> None:
+        """A step ran: its own verdict and those of all that follow it may be other ones now."""
+        self.remembered = False
+        stale = {step.name}
+        for other in self._project.of(step.target):  # in order: what follows stands behind
+            if not stale.isdisjoint(other.after):
+                stale.add(other.name)
+        for name in stale:
+            self._known.pop(name, None)
+
+    def _judge(self, step: Step) -> bool:
+        if not all(self(self._project.steps[name]) for name in step.after):
+            return False
+        receipt = read_receipt(step)
+        if receipt is None or receipt.refused or receipt.outputs.keys() != step.outputs.keys():
+            return False
+        memo = self._project.memo
+        try:
+            if receipt.key != key_now(self._project, step):
+                return False
+            return all(path == step.outputs[name] and memo.of(path) == digest for name, (path, digest) in receipt.outputs.items())
+        except OSError:
+            return False
+
+
+def key_now(project: Project, step: Step) -> str:
+    """The key of a step as its inputs are. Raises OSError where one cannot be read."""
+    memo = project.memo
+    return step.key({role: memo.of(path) for role, path in step.inputs.items()})
+
+
+def read_receipt(step: Step) -> Receipt | None:
+    """A step's receipt, or None where there is none that can be read."""
+    try:
+        with open(step.receipt, "rb") as file:
+            return receipt_from_json(json.loads(file.read()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+
+
+def remember(project: Project, fresh: Fresh) -> None:
+    """Note that everything is fresh, where it is: the signature of every path that this verdict rests on.
+
+    Signatures first, then the verdict, read anew, then the signatures once more: an edit between is not missed.
+    """
+    steps = [step for name in project.defaults() for step in project.of(name)]
+    if project.problems or fresh.remembered or not all(fresh(step) for step in steps):
+        return
+    seen = _signatures(project, steps)
+    newest = max((max(found[0], found[1]) for found in seen.values() if found), default=0)
+    if 0 <= time.time_ns() - newest < 30_000_000:
+        time.sleep(0.03)  # let the file system's clock pass what was just written
+    project.memo.forget_all()
+    again = Fresh(project)
+    if not all(again(step) for step in steps) or _signatures(project, steps) != seen:
+        return
+    if any(racy(found) for found in seen.values() if found):
+        return
+    note = {"identity": project.identity(), "seen": seen, "steps": [step.name for step in steps if step.verb != "build"]}
+    try:
+        write_whole(f"{STATE}/noop.json", json.dumps(note, separators=(",", ":")).encode())
+    except OSError:
+        pass  # costs time only
+
+
+def recall(identity: list[Any]) -> list[str] | None:
+    """The names of the steps, all of them fresh, where nothing that this was read from has moved; else None."""
+    try:
+        with open(f"{STATE}/noop.json", "rb") as file:
+            note = json.loads(file.read())
+        if note["identity"] == identity and not moved(note["seen"]):
+            return [str(name) for name in note["steps"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _signatures(project: Project, steps: list[Step]) -> dict[str, Signature | None]:
+    seen: dict[str, Signature | None] = {path: signature(path) for path in project.guards}
+    for step in steps:
+        for path in (step.receipt, *step.inputs.values(), *step.outputs.values()):
+            if path not in seen:
+                seen |= {part: signature(part) for part in parts(path)}
+    return seen

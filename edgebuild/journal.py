@@ -1,0 +1,113 @@
+"""What every step of a run did: for the terminal, for `.edgebuild/last-run.json`, and for the exit status."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from edgebuild.errors import FAILED, FAULT, OK, USAGE
+from edgebuild.files import write_whole
+from edgebuild.project import STATE
+
+if TYPE_CHECKING:
+    from edgebuild.run import Done
+
+
+class Journal:
+    """What every step did: for the terminal, for `.edgebuild/last-run.json`, and for the exit status."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._summaries: dict[str, str] = {}
+        self._bad = self._fault = False
+        self._display: Any = None
+
+    def expect(self, steps: int) -> None:
+        self._total = steps
+
+    def started(self, name: str) -> None:
+        if self._display is None:
+            from edgebuild.progress import display
+
+            self._display = display(self._total)
+        self._display.started(name)
+
+    def done(self, done: "Done") -> None:
+        self._note(done.name, done.outcome, done.reason, done.seconds)
+        self._summaries[done.name] = done.summary
+        self._display.ended(done.name, done.outcome, done.seconds, done.summary)
+
+    def failed(self, name: str, message: str, seconds: float, fault: bool = False) -> None:
+        self._note(name, "failed", message, seconds)
+        self._fault |= fault
+        self._display.failed(name, message, seconds)
+
+    def bad(self, name: str, problem: str) -> None:
+        """A target file that cannot be used: its message is shown once, whatever depends on it."""
+        self._note(name, "failed", problem, 0.0)
+        shown = self._bad
+        self._bad = True
+        if not shown or problem not in self._summaries.values():
+            self._summaries[name] = problem
+            print(problem, file=sys.stderr)
+
+    def fresh(self, name: str) -> None:
+        self._note(name, "fresh", "", 0.0)
+
+    def blocked(self, name: str, reason: str) -> None:
+        self._note(name, "blocked", reason, 0.0)
+
+    def status(self) -> int:
+        if self._fault:
+            return FAULT
+        if self._bad:
+            return USAGE
+        return FAILED if any(entry["outcome"] in ("failed", "blocked") for entry in self._entries.values()) else OK
+
+    def write(self, seconds: float) -> None:
+        """The terminal's last lines and last-run.json."""
+        if self._display is not None:
+            self._display.close()
+        entries = [
+            entry
+            for entry in self._entries.values()
+            if entry["name"].partition(":")[0] != "build" or entry["outcome"] == "failed"
+        ]
+        for name, summary in self._summaries.items():
+            if name.startswith("build:") and self._entries[name]["outcome"] != "failed":
+                self._deliver(name.partition(":")[2], summary)
+        write_last_run(entries, seconds)
+
+    def _deliver(self, target: str, summary: str) -> None:
+        print(f"\n{target}: {summary}")
+        try:
+            with open(f"build/{target}/gate/verdicts.json", encoding="utf-8") as file:
+                for gate in json.load(file):
+                    print(f"  {gate_line(gate)}")
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+
+    def _note(self, name: str, outcome: str, reason: str, seconds: float) -> None:
+        self._entries[name] = {"name": name, "outcome": outcome, "reason": reason, "seconds": round(seconds, 3)}
+
+
+def gate_line(gate: dict[str, Any]) -> str:
+    """One gate for people: `kl_mean PASS 0.0065 (max 0.05)`."""
+    value = "not measured" if gate["value"] is None else f"{gate['value']:.4g}"
+    verdict = gate["verdict"] + (", waived" if gate.get("waived") else "")
+    reason = f": {gate['reason']}" if gate["verdict"] != "PASS" and gate.get("reason") else ""
+    return f"{gate['name']:<18} {verdict:<13} {value} ({gate['limit']}){reason}"
+
+
+def write_last_run(entries: list[dict[str, Any]], seconds: float) -> None:
+    """`.edgebuild/last-run.json`, and the last line of every run."""
+    count = {outcome: sum(entry["outcome"] == outcome for entry in entries) for outcome in ("ran", "restored", "fresh", "failed")}
+    try:
+        write_whole(f"{STATE}/last-run.json", json.dumps({"seconds": round(seconds, 3), "steps": entries}, indent=1).encode())
+    except OSError as error:
+        print(f"{STATE}/last-run.json cannot be written: {error.strerror}", file=sys.stderr)
+    print(
+        f"edgebuild: {count['ran']} ran, {count['restored']} restored, {count['fresh']} up to date, "
+        f"{count['failed']} failed ({seconds:.1f} s)",
+        flush=True,
+    )

@@ -1,0 +1,146 @@
+"""The stat memo: a file's sha256 is not computed again while its (mtime, ctime, size) stay. Losing it costs time only.
+
+Entries are by (device, inode), so that hard links share one and a moved checkout keeps all. Within a run the digest of
+a path is looked up once; `forget` drops what a step that ran has touched.
+"""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from edgebuild import digest
+from edgebuild.files import write_whole
+
+Signature = list[int]  # mtime_ns, ctime_ns, size, inode
+LIMIT = 200_000  # entries; beyond it those that this run did not use are dropped
+
+
+def signature(path: str) -> Signature | None:
+    """What tells whether a path was touched: None where there is nothing."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
+
+
+def racy(found: Signature, now_ns: int | None = None) -> bool:
+    """Whether a write in the same tick of the file system's clock could have left this signature as it is.
+
+    git's rule. A clock that shows whole seconds only is taken to tick every two.
+    """
+    changed = max(found[0], found[1])
+    return (now_ns or time.time_ns()) - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else 20_000_000)
+
+
+class Memo:
+    """Digests of files and directories. Raises OSError from `of` and `look` where a path cannot be read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._known: dict[str, list[int | str]] = {}
+        self._used: set[str] = set()
+        self._seen: dict[str, str] = {}
+        self._changed = False
+        try:
+            with open(path, "rb") as file:
+                known = json.loads(file.read())
+            if isinstance(known, dict):
+                self._known = known
+        except (OSError, ValueError):
+            pass  # lost or torn: everything is hashed once
+
+    def of(self, path: str) -> str:
+        """The digest of a file or directory, looked up once in a run."""
+        seen = self._seen.get(path)
+        if seen is None:
+            seen = self._seen[path] = self.look(path)
+        return seen
+
+    def look(self, path: str) -> str:
+        """The digest of a file or directory as it is at this moment."""
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            return digest.of_tree(self.entries(path))
+        return self._file(path, found)
+
+    def entries(self, path: str, prefix: str = "") -> Iterator[digest.Entry]:
+        """The files of a directory. Links and special files are refused: they have no content of their own."""
+        with os.scandir(path) as found:
+            for entry in found:
+                name = prefix + entry.name
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    yield from self.entries(entry.path, name + "/")
+                elif stat.S_ISREG(status.st_mode):
+                    yield name, bool(status.st_mode & 0o100), self._file(entry.path, status), status.st_size
+                else:
+                    raise OSError(f"{entry.path} is neither a file nor a directory")
+
+    def forget(self, *paths: str) -> None:
+        """Look these paths up again: a step has touched them."""
+        for path in paths:
+            self._seen.pop(path, None)
+
+    def forget_all(self) -> None:
+        self._seen.clear()
+
+    def learn(self, path: str, sha256: str) -> None:
+        """Note the digest of a file that we have just written, linked or renamed ourselves."""
+        found = os.stat(path)
+        self._note(found, sha256)
+
+    def known(self, found: os.stat_result) -> str | None:
+        """The digest of a file that has this stat, if it is known."""
+        entry = self._known.get(f"{found.st_dev}:{found.st_ino}")
+        try:
+            if entry and entry[0] == found.st_mtime_ns and entry[1] == found.st_ctime_ns and entry[2] == found.st_size:
+                return str(entry[3])
+        except (LookupError, TypeError):
+            pass  # an entry of another shape is no entry
+        return None
+
+    def save(self) -> None:
+        """Write the memo whole (no fsync: a torn one is a miss). A memo that cannot be written costs time only."""
+        if not self._changed:
+            return
+        if len(self._known) > LIMIT:
+            self._known = {key: value for key, value in self._known.items() if key in self._used}
+        try:
+            write_whole(self._path, json.dumps(self._known, separators=(",", ":")).encode())
+        except OSError:
+            pass
+
+    def _file(self, path: str, found: os.stat_result) -> str:
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is not a regular file")
+        sha256 = self.known(found)
+        if sha256 is None:
+            sha256 = digest.of_file(path)
+            after = os.stat(path)
+            still = (after.st_mtime_ns, after.st_ctime_ns, after.st_size) == (found.st_mtime_ns, found.st_ctime_ns, found.st_size)
+            if still and not racy([after.st_mtime_ns, after.st_ctime_ns]):
+                self._note(after, sha256)
+        else:
+            self._used.add(f"{found.st_dev}:{found.st_ino}")
+        return sha256
+
+    def _note(self, found: os.stat_result, sha256: str) -> None:
+        key = f"{found.st_dev}:{found.st_ino}"
+        self._known[key] = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, sha256]
+        self._used.add(key)
+        self._changed = True
+
+
+def parts(path: str) -> Iterator[str]:
+    """A path and, for a directory, every directory and file below it: all that its digest depends on."""
+    yield path
+    if os.path.isdir(path):
+        with os.scandir(path) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    yield from parts(entry.path)
+                else:
+                    yield entry.path

@@ -1,0 +1,324 @@
+"""Target → steps, each with a recipe. Pure but for reading what its caller hands it: files' digests and versions.
+
+The list `CODE` names, per verb, the modules whose text is in a recipe; a test holds it against the import graph.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgebuild import digest
+from edgebuild.backends import BACKENDS
+from edgebuild.bundles import BUNDLES
+from edgebuild.errors import TargetError, did_you_mean
+from edgebuild.select import Choice, choose
+from edgebuild.step import Step
+from edgebuild.target import Target
+
+_FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
+_MODEL = ("backend", "samples", "reference", "formats.safetensors", "units")  # what every backend's action runs
+CODE: dict[str, tuple[str, ...]] = {
+    "fetch": ("source", *_FORMATS),
+    "assess": ("assess", "backend", *_FORMATS),
+    "convert": _MODEL,
+    "quantize": _MODEL,
+    "evaluate": ("quality", "machine", *_MODEL),
+    "benchmark": ("bench", "machine", *_MODEL),
+    "gate": ("gates", "units"),
+    "package": ("bundle", "golden", "machine", *_MODEL),
+    "build": ("evidence", "units"),
+}
+# What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
+ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a plan depends on beside its targets, found by `project`: versions, machine, code, files."""
+
+    versions: Callable[[tuple[str, ...]], Mapping[str, str]]  # packages → installed versions
+    isa: str
+    machine: Mapping[str, str]
+    code: Callable[[str], str]  # module → digest of its text
+    source: Callable[[Target], tuple[Mapping[str, str], str]]  # → (role → path, format); raises TargetError
+    exists: Callable[[str], bool]  # is there a file or folder at this path
+    templates: Callable[[str], Mapping[str, str]]  # bundle kind → role → path of every template file
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Steps by name, in the order in which they may run; the components of each recipe, by its digest.
+
+    `problems` are the targets that cannot be built, with their messages.
+    """
+
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def of(self, target: str) -> list[Step]:
+        return [step for step in self.steps.values() if step.target == target]
+
+
+def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
+    """Add a target's steps to the plan. Raises TargetError where it cannot be built, and then adds nothing."""
+    files, format = around.source(target)
+    for key, path in (("calibration.data", target.calibration), ("evaluate.data", target.evaluation)):
+        if path and not around.exists(path):
+            raise TargetError([target.problem(key, f'there is no file "{path}"; paths are relative to the project\'s root')])
+    choice = _choose(target, format)
+    parameters = _check(target, choice, format)
+    steps = _steps(_Builder(plan, target, choice, around), files, parameters, strict)
+    names = {step.name for step in steps}
+    if clash := sorted(names & set(plan.steps)):
+        other = plan.steps[clash[0]].target
+        raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
+    plan.steps.update((step.name, step) for step in steps)
+    plan.targets[target.name] = {
+        "description": target.description,
+        "default": target.default,
+        "memory": target.memory_limit,
+        "time": target.time_limit,
+    }
+
+
+def _choose(target: Target, format: str) -> Choice:
+    try:
+        choice = choose(target.framework, target.task, format)
+    except ValueError as error:
+        raise TargetError([target.problem("framework", str(error))]) from error
+    if choice.framework not in BACKENDS:
+        known = sorted(name for name in BACKENDS if name != "fake")
+        message = (
+            f'no framework "{choice.framework}"; there are: {", ".join(known)}, auto.{did_you_mean(choice.framework, known)}'
+        )
+        raise TargetError([target.problem("framework", message)])
+    return choice
+
+
+def _check(target: Target, choice: Choice, format: str) -> Mapping[str, Any]:
+    """The quantize parameters, with the backend's defaults. Raises TargetError for what it lacks."""
+    backend, name = BACKENDS[choice.framework], choice.framework
+    if format not in backend.FORMATS:
+        takes = " and ".join(backend.FORMATS)
+        message = (
+            f"{name} takes a source of format {takes}, but this one is {format}; name another framework or give another source"
+        )
+        raise TargetError([target.problem("model.source", message)])
+    if target.kind not in BUNDLES:
+        message = f'no bundle kind "{target.kind}"; there are: {", ".join(sorted(BUNDLES))}.{did_you_mean(target.kind, BUNDLES)}'
+        raise TargetError([target.problem("package.kind", message)])
+    if reason := BUNDLES[target.kind].refuse(name, target.task):
+        raise TargetError([target.problem("package.kind", f"{target.kind}: {reason}")])
+    if target.scheme == "none":
+        if target.quantize and any(key.startswith("quantize.") and key != "quantize.scheme" for key in target.lines):
+            raise TargetError(
+                [target.problem("quantize", "scheme is none, so the other keys have no meaning; remove them or name a scheme")]
+            )
+        return {}
+    if target.scheme not in backend.SCHEMES:
+        known = sorted(backend.SCHEMES)
+        message = f"{name} has no scheme {target.scheme}; it has: {', '.join(known)}, none.{did_you_mean(target.scheme, known)}"
+        raise TargetError([target.problem("quantize.scheme", message)])
+    given = dict(target.quantize)
+    for key in target.quantize:
+        if key not in backend.SCHEMES[target.scheme]:
+            if f"quantize.{key}" not in target.lines:  # a default of the platform for another scheme
+                del given[key]
+                continue
+            taken = ", ".join(backend.SCHEMES[target.scheme]) or "nothing"
+            raise TargetError([target.problem(f"quantize.{key}", f"{name} {target.scheme} does not read it; it reads: {taken}")])
+    try:
+        return backend.parameters(target.scheme, given, bool(target.calibration))
+    except ValueError as error:
+        key, _, message = str(error).partition(": ")
+        raise TargetError([target.problem(f"quantize.{key}", message)]) from error
+
+
+class _Builder:
+    """Makes one target's steps: fills in recipes and paths."""
+
+    def __init__(self, plan: Plan, target: Target, choice: Choice, around: Surroundings) -> None:
+        self.target, self.choice, self.around, self.plan = target, choice, around, plan
+
+    def step(
+        self,
+        verb: str,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        params: Mapping[str, Any],
+        after: tuple[str, ...],
+        *,
+        suffix: str = "",
+        runs: bool = False,
+        measures: bool = False,
+    ) -> Step:
+        """`runs`: the step runs a framework, so versions, ISA and environment are in its recipe; `measures`: the machine too."""
+        components: dict[str, Any] = {"verb": verb, "params": params}
+        modules = list(CODE[verb])
+        if verb == "package":
+            modules += BUNDLES[self.target.kind].CODE
+        if runs:
+            modules += [f"backends.{self.choice.framework}"]
+            components["backend"] = self.choice.framework
+            components["toolchain"] = dict(self.around.versions(tuple(BACKENDS[self.choice.framework].PACKAGES)))
+            components["isa"] = self.around.isa
+            components["environment"] = ENVIRONMENT
+        if measures:
+            components["machine"] = dict(self.around.machine)
+        components["code"] = {module: self.around.code(module) for module in modules}
+        recipe = digest.tagged("recipe", components)
+        self.plan.recipes[recipe] = components
+        name = self.target.name
+        folder = f"build/{name}/{verb}{suffix}"
+        return Step(
+            name=f"{verb}:{name}{suffix}",
+            verb=verb,
+            target=name,
+            recipe=recipe,
+            inputs=inputs,
+            outputs={key: path if "/" in path else f"{folder}/{path}" for key, path in outputs.items()},
+            after=after,
+        )
+
+
+def _steps(make: _Builder, files: Mapping[str, str], parameters: Mapping[str, Any], strict: bool) -> list[Step]:
+    target, around = make.target, make.around
+    task = {"task": target.task}
+    reference = dict(around.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
+    usable = "missing" not in reference.values() and bool(reference)
+
+    fetch = make.step("fetch", files, {"source": "source.json"}, {}, ())
+    assess = make.step("assess", files, {"facts": "facts.json"}, {}, (fetch.name,))
+    facts = assess.outputs["facts"]
+    convert = make.step(
+        "convert",
+        {**files, "facts": facts},
+        {"model": "model", "report": "report.json"},
+        {**task, "reference": reference if usable else {}},
+        (assess.name,),
+        runs=True,
+    )
+    steps = [fetch, assess, convert]
+    candidate, reports = convert, {"report/convert": convert.outputs["report"]}
+    if target.scheme != "none":
+        calibration = {"calibration": target.calibration} if target.calibration else {}
+        candidate = make.step(
+            "quantize",
+            {"model": convert.outputs["model"], "facts": facts, **calibration},
+            {"model": "model", "report": "report.json"},
+            {**task, "scheme": target.scheme, **parameters, "samples": target.calibration_samples if calibration else None},
+            (convert.name,),
+            runs=True,
+        )
+        steps.append(candidate)
+        reports["report/quantize"] = candidate.outputs["report"]
+    data = {"data": target.evaluation} if target.evaluation else {}
+    baseline = make.step(
+        "evaluate",
+        {"model": convert.outputs["model"], **data},
+        {"measurements": "measurements.json", "answers": "answers.safetensors"},
+        {**task, "role": "baseline"},
+        (convert.name,),
+        suffix=".baseline",
+        runs=True,
+    )
+    evaluate = make.step(
+        "evaluate",
+        {"model": candidate.outputs["model"], "baseline": baseline.outputs["answers"], **data},
+        {"measurements": "measurements.json"},
+        {**task, "role": "candidate"},
+        (candidate.name, baseline.name),
+        runs=True,
+    )
+    timed = not target.platform.not_measured
+    benchmark = make.step(
+        "benchmark",
+        {"model": candidate.outputs["model"], "baseline": convert.outputs["model"]},
+        {"measurements": "measurements.json"},
+        {**task, "not_measured": target.platform.not_measured, **({"profile": target.profile} if timed else {})},
+        (candidate.name, convert.name),
+        runs=True,
+        measures=timed,
+    )
+    measured = {
+        "measurements/baseline": baseline.outputs["measurements"],
+        "measurements/evaluate": evaluate.outputs["measurements"],
+        "measurements/benchmark": benchmark.outputs["measurements"],
+    }
+    gate = make.step(
+        "gate",
+        measured,
+        {"verdicts": "verdicts.json"},
+        {"gates": {metric: limit.to_json() for metric, limit in target.gates.items()}, "strict": strict},
+        (evaluate.name, benchmark.name),
+    )
+    package = _package(make, candidate, facts, files, (candidate.name, gate.name))
+    steps += [baseline, evaluate, benchmark, gate, package]
+    evidence = make.step(
+        "build",
+        {
+            **measured,
+            **reports,
+            "verdicts": gate.outputs["verdicts"],
+            "facts": facts,
+            **{f"made/{name}": path for name, path in package.outputs.items()},
+            **{f"receipt/{step.stem}": step.receipt for step in steps},
+        },
+        {"evidence": f"build/{target.name}/evidence.json", "delivered": f"dist/{target.name}.evidence.json"},
+        {
+            "target": target.name,
+            "version": target.version,
+            "kind": target.kind,
+            "platform": target.platform.name,
+            "choice": {"framework": make.choice.framework, "reason": make.choice.reason, "runner_up": make.choice.runner_up},
+            "toolchain": dict(around.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
+            "isa": around.isa,
+        },
+        tuple(step.name for step in steps),
+    )
+    return [*steps, evidence]
+
+
+def _package(make: _Builder, candidate: Step, facts: str, files: Mapping[str, str], after: tuple[str, ...]) -> Step:
+    target = make.target
+    licences = {f"licence/{role.rsplit('/', 1)[-1]}": path for role, path in files.items() if _is_licence(role)}
+    outputs = {"bundle": f"dist/{target.name}", "report": "report.json"}
+    if target.archive:
+        outputs["archive"] = f"dist/{target.name}.tar"
+    return make.step(
+        "package",
+        {"model": candidate.outputs["model"], "facts": facts, **make.around.templates(target.kind), **licences},
+        outputs,
+        {
+            "name": target.name,
+            "description": target.description,
+            "version": target.version,
+            "task": target.task,
+            "scheme": target.scheme,
+            "kind": target.kind,
+            "platform": {
+                "name": target.platform.name,
+                "description": target.platform.description,
+                "facts": dict(target.platform.facts),
+            },
+            "limits": {"shell": target.shell_limit, "weights": target.weights_limit},
+        },
+        after,
+        runs=True,
+    )
+
+
+def _is_licence(role: str) -> bool:
+    name = role.rsplit("/", 1)[-1].lower()
+    return role.count("/") <= 1 and name.split(".")[0] in ("license", "licence", "notice", "copying")

@@ -1,0 +1,260 @@
+"""Worker processes seen from their parent: started, watched, limited, ended; and what a crash left behind, collected."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgebuild import shipped
+from edgebuild.errors import INTERRUPTED, StepFailed, disk
+from edgebuild.files import mine, owner_alive, remove_tree
+from edgebuild.plan import ENVIRONMENT
+from edgebuild.project import STATE
+
+# What a worker gets of its parent's environment: where programs and libraries are, and nothing that holds a secret.
+PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+SAMPLE_SECONDS = 0.1
+LAST_LINES = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a worker made of its record. `peak_memory`: bytes of RssAnon, largest process, sampled; None where unknown."""
+
+    summary: str
+    refused: str
+    network: str
+    seconds: float
+    peak_memory: int | None
+
+
+class Workers:
+    """The live workers of this process. One instance a run; `end` kills them all and lets no more start."""
+
+    def __init__(self) -> None:
+        self._live: set[int] = set()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def perform(self, record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float) -> Result:
+        """Run a record in a process of its own. Raises StepFailed with one message, the end of the log and its path."""
+        path = f"{scratch}/record.json"
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(record, file, indent=1)
+        os.makedirs(os.path.dirname(log), exist_ok=True)
+        os.makedirs(f"{scratch}/tmp", exist_ok=True)
+        start = time.monotonic()
+        with open(log, "wb") as output:
+            process = self._start(path, scratch, output)
+        note = f"{STATE}/workers/{process.pid}.json"
+        try:
+            self._note(note, process.pid)
+            ended, peak = _watch(process, memory or _machine_memory(), start + seconds)
+        finally:
+            self._finish(process)
+            remove_tree(note)
+        if self._ended:
+            raise SystemExit(INTERRUPTED)
+        return self._result(process, scratch, log, ended, time.monotonic() - start, peak, memory, seconds)
+
+    def end(self) -> None:
+        """Kill every live worker with all that it started."""
+        self._ended = True
+        for pid in list(self._live):
+            _kill_group(pid)
+
+    def _start(self, path: str, scratch: str, output: Any) -> "subprocess.Popen[bytes]":
+        environment = {name: os.environ[name] for name in PASSED if name in os.environ}
+        environment |= ENVIRONMENT
+        environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
+        environment["PYTHONPATH"] = os.path.dirname(shipped.PACKAGE)
+        with self._lock:
+            if self._ended:
+                raise SystemExit(INTERRUPTED)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "edgebuild.worker", path],
+                stdin=subprocess.PIPE,  # its end tells the worker that we are gone
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=f"{scratch}/tmp",
+                env=environment,
+                start_new_session=True,
+            )
+            self._live.add(process.pid)
+        return process
+
+    def _note(self, path: str, pid: int) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"worker": pid, "started": _started(pid), "owner": mine()}, file)
+
+    def _finish(self, process: "subprocess.Popen[bytes]") -> None:
+        _kill_group(process.pid)  # children that it left behind go with it
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+        self._live.discard(process.pid)
+
+    def _result(
+        self,
+        process: "subprocess.Popen[bytes]",
+        scratch: str,
+        log: str,
+        ended: str,
+        took: float,
+        peak: int | None,
+        memory: int | None,
+        seconds: float,
+    ) -> Result:
+        if ended == "memory":
+            limit = (memory or _machine_memory()) / 1e9
+            raise StepFailed(
+                f"used {(peak or 0) / 1e9:.2f} GB of memory, over its limit of {limit:.2f} GB, and was ended; raise limits.memory, or take a smaller model"
+            )
+        if ended == "time":
+            raise StepFailed(f"took longer than its limit of {seconds:.0f} s and was ended; raise limits.time{_tail(log)}")
+        try:
+            with open(f"{scratch}/result.json", encoding="utf-8") as file:
+                result = json.load(file)
+        except (OSError, ValueError) as error:
+            if _full(scratch):
+                raise StepFailed(disk(OSError(errno.ENOSPC, ""))) from error
+            raise StepFailed(_no_result(process.returncode) + _tail(log)) from error
+        if "error" in result:
+            if result["error"].startswith("unexpected"):
+                full = _full(scratch)  # a framework says it in words of its own, or not at all
+                raise StepFailed(disk(OSError(errno.ENOSPC, "")) if full else f"{result['error']}\n  log: {log}")
+            raise StepFailed(result["error"])
+        return Result(
+            summary=result["summary"], refused=result["refused"], network=result["network"], seconds=took, peak_memory=peak
+        )
+
+
+def collect(store: str) -> None:
+    """End workers and remove temporary files that an earlier crash left behind, by the process that made them."""
+    folder = f"{STATE}/workers"
+    for name in _names(folder):
+        try:
+            with open(f"{folder}/{name}", encoding="utf-8") as file:
+                note = json.load(file)
+            if owner_alive(note["owner"]):
+                continue
+            if _started(note["worker"]) == note["started"] != 0:
+                _kill_group(note["worker"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        remove_tree(f"{folder}/{name}")
+    for name in _names(f"{store}/tmp"):
+        if not owner_alive(name.split("-")[0]):
+            remove_tree(f"{store}/tmp/{name}")
+    for place in ("dist", STATE, *(f"build/{name}" for name in _names("build"))):
+        _collect_temporaries(place)
+
+
+def _collect_temporaries(place: str) -> None:
+    for name in _names(place):
+        path = os.path.join(place, name)
+        if name.startswith(".tmp-"):
+            if not owner_alive(name.removeprefix(".tmp-").split("-")[0]):
+                remove_tree(path)
+        elif place.count("/") == 1 and os.path.isdir(path) and not os.path.islink(path):
+            _collect_temporaries(path)
+
+
+def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float) -> tuple[str, int | None]:
+    """Wait for the worker to end; → (`memory` or `time` where it must be ended, its peak memory in bytes)."""
+    import psutil
+
+    peak: int | None = None
+    wait = 0.02
+    while True:
+        try:
+            process.wait(timeout=wait)
+            return "", peak
+        except subprocess.TimeoutExpired:
+            wait = SAMPLE_SECONDS
+        try:
+            parent = psutil.Process(process.pid)
+            now = max(_anonymous(one) for one in (parent, *parent.children(recursive=True)))
+            peak = max(peak or 0, now)
+        except psutil.Error:
+            continue
+        if now > memory:
+            return "memory", peak
+        if time.monotonic() > deadline:
+            return "time", peak
+
+
+def _anonymous(process: Any) -> int:
+    """Bytes that must exist in memory: resident without mapped file pages, which the kernel can drop."""
+    import psutil
+
+    try:
+        info = process.memory_info()
+    except psutil.Error:
+        return 0
+    return int(info.rss) - int(getattr(info, "shared", 0))
+
+
+def _machine_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total * 0.95)
+
+
+def _started(pid: int) -> float:
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return 0.0
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _no_result(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (SIGKILL): the system ran out of memory, or somebody ended it; free memory, or set limits.memory lower"
+    if code < 0:
+        return f"its process died of {signal.Signals(-code).name}: a crash in the framework"
+    return f"its process ended with status {code} and no result"
+
+
+def _full(folder: str) -> bool:
+    """Whether the file system has no room left: a framework's own message need not say so."""
+    try:
+        return shutil.disk_usage(folder).free < 64 * 1024
+    except OSError:
+        return False
+
+
+def _tail(log: str) -> str:
+    """The end of a worker's log, and where it lies."""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            lines = [line.rstrip() for line in file.readlines()[-200:] if line.strip()][-LAST_LINES:]
+    except OSError:
+        return ""
+    shown = "".join(f"\n    | {line[:200]}" for line in lines)
+    return f"\n  log: {log}{shown}"
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

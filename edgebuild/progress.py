@@ -1,0 +1,103 @@
+"""What a terminal shows while steps run: rich's live display on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from typing import Any, Protocol
+
+HEARTBEAT = 15.0  # seconds after which a plain log says that a step is still running
+
+
+class Display(Protocol):
+    def started(self, name: str) -> None: ...
+    def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
+    def failed(self, name: str, message: str, seconds: float) -> None: ...
+    def close(self) -> None: ...
+
+
+def display(total: int) -> Display:
+    """For `total` steps, of which some may turn out to be up to date."""
+    return Live(total) if sys.stdout.isatty() else Plain(total)
+
+
+class Plain:
+    """One line a step, as it ends; and one now and then while a long one runs."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._count = total, 0
+        self._running: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def started(self, name: str) -> None:
+        self._running[name] = time.monotonic()
+
+    def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
+        self._running.pop(name, None)
+        self._line(f"{name:<32} {outcome:<8} {seconds:6.1f} s  {summary}")
+
+    def failed(self, name: str, message: str, seconds: float) -> None:
+        self._running.pop(name, None)
+        self._line(f"{name:<32} failed   {seconds:6.1f} s")
+        print(f"  {name}: {message}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _line(self, text: str) -> None:
+        with self._lock:
+            self._count += 1
+            print(text, flush=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            for name, start in list(self._running.items()):
+                if time.monotonic() - start >= HEARTBEAT:
+                    with self._lock:
+                        print(f"{name:<32} running  {time.monotonic() - start:6.0f} s …", flush=True)
+
+
+class Live:
+    """A bar over all steps, a spinner for each that runs, and a line for each that ended."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(highlight=False)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._all = self._progress.add_task("steps", total=total)
+        self._running: dict[str, Any] = {}
+        self._progress.start()
+
+    def started(self, name: str) -> None:
+        self._running[name] = self._progress.add_task(name, total=1)
+
+    def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
+        self._remove(name)
+        colour = {"ran": "green", "restored": "cyan"}.get(outcome, "white")
+        self._print(f"{name:<32} ", f"{outcome:<8} ", colour, f"{seconds:6.1f} s  {summary}")
+
+    def failed(self, name: str, message: str, seconds: float) -> None:
+        self._remove(name)
+        self._print(f"{name:<32} ", "failed   ", "red", f"{seconds:6.1f} s\n  {message}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _remove(self, name: str) -> None:
+        self._progress.remove_task(self._running.pop(name))
+        self._progress.advance(self._all)
+
+    def _print(self, before: str, word: str, colour: str, after: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.assemble(before, (word, colour), after))  # Text: messages are never read as markup

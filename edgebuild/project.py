@@ -1,0 +1,213 @@
+"""A project on disk: its plan, taken from the plan cache while nothing it was made from has moved.
+
+A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behind `_make`, which a moved stat calls.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import __version__, machine, shipped
+from edgebuild.files import write_whole
+from edgebuild.memo import Memo, Signature, racy, signature
+from edgebuild.step import Step
+from edgebuild.store import Store
+
+if TYPE_CHECKING:
+    from edgebuild.plan import Surroundings
+    from edgebuild.target import Target
+
+STATE = ".edgebuild"
+
+
+class Project:
+    """The project in the current directory. `version` overrides every target's package.version."""
+
+    def __init__(self, version: str | None = None, strict: bool = False) -> None:
+        self.version, self.strict = version, strict
+        self.memo = Memo(f"{STATE}/memo.json")
+        self.store = Store(os.environ.get("EDGEBUILD_STORE") or STATE, self.memo)
+        self.guards: dict[str, Signature | None] = {}
+        self._recipes: dict[str, dict[str, Any]] | None = None
+        self.targets: dict[str, dict[str, Any]] = {}
+        self.steps: dict[str, Step] = {}
+        self.problems: dict[str, str] = {}
+        if not self._load():
+            self._make()
+
+    @property
+    def recipes(self) -> Mapping[str, dict[str, Any]]:
+        """The components of every recipe, by its digest: what runs and what `explain` shows."""
+        if self._recipes is None:
+            try:
+                with open(f"{STATE}/recipes.json", "rb") as file:
+                    self._recipes = json.loads(file.read())
+            except (OSError, ValueError):
+                self._recipes = {}
+        if any(step.recipe not in self._recipes for step in self.steps.values()):
+            self._make()  # the file was lost, or belongs to another plan
+        return self._recipes
+
+    def names(self) -> list[str]:
+        """Every target's name, sorted, those with problems too."""
+        return sorted({*self.targets, *self.problems})
+
+    def defaults(self) -> list[str]:
+        """The targets that a bare `doit` builds."""
+        return [name for name in self.names() if name in self.problems or self.targets[name]["default"]]
+
+    def of(self, target: str) -> list[Step]:
+        return [step for step in self.steps.values() if step.target == target]
+
+    def identity(self) -> list[Any]:
+        return identity(self.version, self.strict)
+
+    # -- the plan cache -----------------------------------------------------------------------------------------------
+    def _load(self) -> bool:
+        try:
+            with open(f"{STATE}/plan.json", "rb") as file:
+                cached = json.loads(file.read())
+            if cached["identity"] != self.identity() or moved(cached["guards"]):
+                return False
+            self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
+            for name, verb, target, recipe, inputs, outputs, after in cached["steps"]:
+                self.steps[name] = Step(
+                    name=name, verb=verb, target=target, recipe=recipe, inputs=inputs, outputs=outputs, after=tuple(after)
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.steps.clear()
+            return False
+        return True
+
+    def _make(self) -> None:
+        from edgebuild import load, plan
+        from edgebuild.errors import TargetError
+
+        seen = _Seen(self)
+        seen.guard("targets", "platforms", "templates")
+        found = load.names(".")
+        whole = plan.Plan(problems=load.check_names(found))
+        around = seen.surroundings()
+        for name in found:
+            seen.guard(f"targets/{name}.yaml", *(f"platforms/{other}" for other in _listdir("platforms")))
+            if name in whole.problems:
+                continue
+            try:
+                plan.add(whole, load.target(".", name, self.version), around, self.strict)
+            except TargetError as error:
+                whole.problems[name] = str(error)
+        self.targets, self.steps, self.problems = whole.targets, whole.steps, whole.problems
+        self._recipes = whole.recipes
+        self.guards = seen.guards
+        self._save()
+
+    def _save(self) -> None:
+        steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after] for s in self.steps.values()]
+        cached = {
+            "identity": self.identity(),
+            "guards": self.guards,
+            "targets": self.targets,
+            "problems": self.problems,
+            "steps": steps,
+        }
+        try:
+            write_whole(f"{STATE}/recipes.json", json.dumps(self._recipes, separators=(",", ":")).encode())
+            if not any(racy(found) for found in self.guards.values() if found):
+                write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
+        except OSError:
+            pass  # a plan cache that cannot be written costs time only; what must be written says so itself
+
+
+def identity(version: str | None = None, strict: bool = False) -> list[Any]:
+    """What a plan depends on that no file's stat shows."""
+    return [__version__, shipped.PACKAGE, sys.version, sys.prefix, machine.boot(), version, strict]
+
+
+def moved(guards: Mapping[str, Signature | None]) -> bool:
+    """Whether any of these paths was touched since its signature was taken."""
+    return any(signature(path) != found for path, found in guards.items())
+
+
+class _Seen:
+    """Finds what plans depend on, and notes the signature of every path that it looked at."""
+
+    def __init__(self, project: Project) -> None:
+        self._memo = project.memo
+        self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
+        self.guards: dict[str, Signature | None] = {}
+
+    def guard(self, *paths: str) -> None:
+        for path in paths:
+            self.guards.setdefault(path, signature(path))
+
+    def surroundings(self) -> "Surroundings":
+        from edgebuild.plan import Surroundings
+
+        for folder in (shipped.PACKAGE, *(shipped.folder(name) for name in ("schemas", "platforms", "templates"))):
+            for path in _files(folder):
+                if path.endswith((".py", ".yaml", ".json")):
+                    self.guard(path)
+        return Surroundings(
+            versions=self._versions,
+            isa=machine.isa(),
+            machine=machine.fingerprint(),
+            code=self._code,
+            source=self._source,
+            exists=self._exists,
+            templates=self._templates,
+        )
+
+    def _versions(self, packages: tuple[str, ...]) -> Mapping[str, str]:
+        from edgebuild import toolchain
+
+        if packages not in self._known:
+            self._known[packages] = toolchain.versions(packages)
+            self.guard(*(path for path in toolchain.evidence(packages) if os.path.realpath(path) != os.getcwd()))
+        return self._known[packages]
+
+    def _code(self, module: str) -> str:
+        path = os.path.join(shipped.PACKAGE, module.replace(".", os.sep))
+        return self._memo.of(path + ".py" if os.path.exists(path + ".py") else os.path.join(path, "__init__.py"))
+
+    def _source(self, target: "Target") -> tuple[Mapping[str, str], str]:
+        from edgebuild import formats, source
+        from edgebuild.errors import TargetError
+
+        self.guard(target.source)
+        try:
+            files = source.files(".", target.source)
+            if os.path.isdir(target.source):
+                self.guard(*sorted({os.path.dirname(path) for path in files.values()}))
+                return files, "huggingface"
+            return files, formats.detect(target.source)
+        except (ValueError, OSError) as error:
+            raise TargetError([target.problem("model.source", str(error))]) from error
+
+    def _exists(self, path: str) -> bool:
+        self.guard(path if not os.path.exists(path) else os.path.dirname(path) or ".")
+        return os.path.exists(path)
+
+    def _templates(self, kind: str) -> Mapping[str, str]:
+        """Every template of a kind; a file of the project's own `templates/KIND/` takes the place of the shipped one."""
+        found = {}
+        for folder in (os.path.join(shipped.folder("templates"), kind), os.path.join("templates", kind)):
+            self.guard(folder)
+            for path in _files(folder):
+                self.guard(os.path.dirname(path))
+                found[f"template/{os.path.relpath(path, folder)}"] = path
+        return dict(sorted(found.items()))
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(
+        os.path.join(where, name) for where, _, names in os.walk(folder) for name in names if "__pycache__" not in where
+    )
+
+
+def _listdir(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

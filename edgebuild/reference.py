@@ -1,0 +1,309 @@
+"""Every conversion is held against its source before it is used: where the two disagree, the conversion failed.
+
+What the source computes is known from transformers, run here, or from the logits that it gave once, stored beside the
+model (`golden.safetensors`). Formats that their own runtime reads are held by named outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild.backend import Session
+from edgebuild.errors import StepFailed
+from edgebuild.formats import safetensors
+from edgebuild.step import Action
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GOLDEN = "golden.safetensors"
+# Measured on a 4-layer Phi-3: an honest conversion has a mean KL divergence of 7e-13 against transformers and 5e-7 against
+# logits stored as float16; a rope theta of 500,000 instead of 10,000 has 0.28.
+LIMIT = 1e-3
+TOKENS = 64
+CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
+UNVERIFIED = (
+    f"conversion unverified: torch is not installed (pip install 'edgebuild[reference]') and no {GOLDEN} lies beside the model"
+)
+WRONG = "the backend computes this model otherwise than transformers does: use another framework"
+STALE = f"the conversion agrees with the source as it is now: {GOLDEN} is of another model, remove or remake it"
+WRONG_OR_STALE = (
+    f"the conversion is wrong, or the model was changed after its golden logits were made: then remove or remake {GOLDEN}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """What the source computed once: int32 [T] tokens of `text`, float32 [T, V] logits (stored as float16)."""
+
+    tokens: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    text: str
+    made_by: str
+
+    @property
+    def name(self) -> str:
+        return f"{GOLDEN} ({self.made_by})" if self.made_by else GOLDEN
+
+
+def golden(files: Mapping[str, Path]) -> Golden | None:
+    """The golden logits among a Hugging Face model's files (role → path), None where there are none.
+
+    Raises StepFailed where they cannot be used.
+    """
+    path = files.get(f"model/{GOLDEN}")
+    if path is None:
+        return None
+    try:
+        header = safetensors.read(str(path))
+        vocabulary = _check_golden(header)
+        loaded = _load(path)
+        if loaded["token_ids"].min() < 0 or loaded["token_ids"].max() >= vocabulary:
+            raise ValueError(f"a token is outside the vocabulary of {vocabulary}")
+    except (OSError, ValueError) as error:
+        raise StepFailed(f"{GOLDEN}: {error}; copy it again, remake it from the source model, or remove it") from error
+    text, made_by = header.metadata["text"], header.metadata.get("made_by", "")
+    return Golden(tokens=loaded["token_ids"], logits=loaded["logits"], text=text, made_by=made_by)
+
+
+def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """A Hugging Face model run by transformers on torch in float32: int32 [T] tokens, float32 [T, V] logits.
+
+    Without `tokens`, 64 that are spread over the vocabulary. Runs no code of the model's. Raises StepFailed.
+    """
+    import numpy as np
+    from transformers import AutoModelForCausalLM
+
+    try:
+        torch: Any = importlib.import_module("torch")  # not installed everywhere, so that a type checker cannot know it
+        source: Any = AutoModelForCausalLM.from_pretrained(
+            str(model), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        ).eval()
+        if tokens is None:
+            vocabulary = int(source.get_input_embeddings().weight.shape[0])
+            tokens = ((np.arange(TOKENS, dtype=np.int64) * 7919 + 11) % vocabulary).astype(np.int32)
+        with torch.no_grad():
+            found = source(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False).logits[0]
+        return tokens, found.float().numpy()
+    except Exception as error:
+        raise StepFailed(
+            f"transformers cannot run the source model ({said(error)}), so that nothing can be held against it; "
+            f"mend the source, or convert without torch: then {GOLDEN} alone is compared"
+        ) from error
+
+
+def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
+    """Hold a converted language model against every reference there is; the report's JSON.
+
+    `action` is the conversion's: its inputs are the source, its parameter `reference` says whether torch is there.
+    Raises StepFailed where the two disagree, with the figures; `hint` ends that sentence.
+    """
+    stored = golden(action.inputs)
+    if stored is not None:
+        _same_tokens(candidate, stored)
+    held: list[dict[str, Any]] = []
+    missing = ""
+    if action.params.get("reference"):
+        missing = _unknown_to_transformers(action.inputs)
+        if not missing:
+            name = f"transformers {action.params['reference'].get('transformers', '')}".strip()
+            tokens, logits = _run_source(action, stored.tokens if stored else None)
+            held.append(_compare(name, logits, candidate.logits(tokens), hint or WRONG))
+    if stored is not None:
+        wrong = hint or (STALE if held else WRONG_OR_STALE)
+        held.append(_compare(stored.name, stored.logits, candidate.logits(stored.tokens), wrong))
+    if not held:
+        return {"verified": False, "reason": missing or UNVERIFIED}
+    return {"verified": True, "against": held, "tokenizer": {"checked": stored is not None}}
+
+
+def hold_outputs(
+    reference: str, expected: Mapping[str, NDArray[Any]], actual: Mapping[str, NDArray[Any]], limit: float = LIMIT
+) -> dict[str, Any]:
+    """Hold a model's named outputs against its source's: relative L2 error of floats, equality of all else; the report's JSON.
+
+    Raises StepFailed where an output is missing, of another dtype or shape, or further off than `limit`.
+    """
+    if expected.keys() != actual.keys():
+        raise StepFailed(f"{_against(reference)}: it has the outputs {sorted(actual)}, the source has {sorted(expected)}")
+    figures = {name: _distance(reference, name, expected[name], actual[name]) for name in sorted(expected)}
+    outputs = {name: {"relative_l2": _short(each[0]), "max_abs": _short(each[1])} for name, each in figures.items()}
+    worst, name = max(((relative, name) for name, (relative, _) in figures.items()), default=(0.0, ""))
+    largest = max((absolute for _, absolute in figures.values()), default=0.0)
+    if not worst <= limit:
+        relative, absolute = figures[name]
+        raise StepFailed(
+            f"{_against(reference)}: output {name} has a relative L2 error of {relative:.3g} (limit {limit:g}), "
+            f"at most {absolute:.3g} apart; the conversion is wrong: use another framework"
+        )
+    entry = {"reference": reference, "relative_l2": _short(worst), "max_abs": _short(largest), "limit": limit, "outputs": outputs}
+    return {"verified": True, "against": [entry]}
+
+
+def lay_out(files: Mapping[str, Path], folder: Path) -> None:
+    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code."""
+    folder.mkdir()
+    for role, path in files.items():
+        name = role.removeprefix("model/")
+        if name in (role, GOLDEN) or "/" in name or name.endswith(".py"):
+            continue
+        if name in CONFIGS:
+            (folder / name).write_text(json.dumps(without_code(path), indent=2), encoding="utf-8")
+        else:
+            (folder / name).symlink_to(path.absolute())
+
+
+def without_code(path: Path) -> Any:
+    """A configuration file without the keys that name Python code. Raises StepFailed where it is no JSON."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StepFailed(f"{path.name} is no valid JSON ({str(error)[:80]}); copy or download it again") from error
+    if not isinstance(config, dict):
+        raise StepFailed(f"{path.name} holds no map of keys; copy or download it again")
+    return {key: value for key, value in config.items() if key not in CODE_KEYS}
+
+
+def _check_golden(header: safetensors.Header) -> int:
+    """The size of the vocabulary. Raises ValueError with what is wrong."""
+    for name, dtype, dimensions in (("token_ids", "I32", 1), ("logits", "F16", 2)):
+        found = header.tensors.get(name)
+        if found is None or found[0] != dtype or len(found[1]) != dimensions or 0 in found[1]:
+            raise ValueError(f"it holds no tensor {name} of type {dtype} with {dimensions} dimension{'s' * (dimensions - 1)}")
+    (tokens,), (rows, vocabulary) = header.tensors["token_ids"][1], header.tensors["logits"][1]
+    if tokens != rows:
+        raise ValueError(f"it holds {tokens} tokens, but logits for {rows}")
+    if "text" not in header.metadata:
+        raise ValueError("its metadata hold no text")
+    return vocabulary
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        loaded: dict[str, NDArray[Any]] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    loaded["logits"] = loaded["logits"].astype(np.float32)
+    if not np.isfinite(loaded["logits"]).all():
+        raise ValueError("a logit is no finite number")
+    return loaded
+
+
+def _same_tokens(candidate: Session, stored: Golden) -> None:
+    found, expected = candidate.tokens(stored.text).tolist(), stored.tokens.tolist()
+    if found == expected:
+        return
+    where = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+    raise StepFailed(
+        f"the tokenizer does not give the tokens of {stored.name}: for its text {len(found)} instead of {len(expected)}, "
+        f"the first difference at token {where} ({_at(found, where)} instead of {_at(expected, where)}); the tokenizer's "
+        f"conversion is wrong, or it was changed after the golden logits were made: then remove or remake {GOLDEN}"
+    )
+
+
+def _at(tokens: list[int], index: int) -> str:
+    return str(tokens[index]) if index < len(tokens) else "the end"
+
+
+def _unknown_to_transformers(files: Mapping[str, Path]) -> str:
+    """Why transformers cannot be the reference for this model, else empty: it has no code of its own for it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = without_code(files["model/config.json"]).get("model_type", "")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return ""
+    return f"conversion unverified: transformers has no language model of type {kind!r}, and no {GOLDEN} lies beside the model"
+
+
+def _run_source(action: Action, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The source in a folder of its own: transformers would look into the original one for code."""
+    with tempfile.TemporaryDirectory(prefix="source-", dir=action.outputs["model"].parent) as scratch:
+        folder = Path(scratch) / "model"
+        lay_out(action.inputs, folder)
+        return by_transformers(folder, tokens)
+
+
+def _compare(name: str, reference: NDArray[np.float32], logits: NDArray[np.float32], wrong: str) -> dict[str, Any]:
+    """One entry of the report: KL(reference ‖ candidate) in nats a token. Raises StepFailed beyond the limit."""
+    import numpy as np
+
+    if reference.shape != logits.shape:
+        raise StepFailed(f"{_against(name)}: its logits have the shape {logits.shape}, the source's {reference.shape}; {wrong}")
+    if not (np.isfinite(logits).all() and np.isfinite(reference).all()):
+        raise StepFailed(f"{_against(name)}: a logit is no finite number; {wrong}")
+    p, q = _log_softmax(reference), _log_softmax(logits)
+    kl = max(float((np.exp(p) * (p - q)).sum(-1).mean()), 0.0)  # rounding may make nothing a little less
+    largest = float(np.abs(reference - logits).max())
+    same = float((reference.argmax(-1) == logits.argmax(-1)).mean())
+    if not kl <= LIMIT:
+        raise StepFailed(
+            f"{_against(name)} on {len(logits)} tokens: mean KL divergence {kl:.3g} (limit {LIMIT:g}), "
+            f"logits up to {largest:.3g} apart, same top token {same:.1%}; {wrong}"
+        )
+    return {
+        "reference": name,
+        "tokens": len(logits),
+        "kl_mean": _short(kl),
+        "max_abs": _short(largest),
+        "same_top": _short(same),
+        "limit": LIMIT,
+    }
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    import numpy as np
+
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
+
+
+def _distance(reference: str, name: str, expected: NDArray[Any], actual: NDArray[Any]) -> tuple[float, float]:
+    """(relative L2, largest absolute) distance of floats; infinite where one is finite and the other is not.
+
+    Raises StepFailed for another dtype or shape, and for other integers or texts.
+    """
+    import numpy as np
+
+    if expected.dtype != actual.dtype or expected.shape != actual.shape:
+        found, right = (f"{array.dtype} {list(array.shape)}" for array in (actual, expected))
+        raise StepFailed(f"{_against(reference)}: output {name} is {found} instead of {right}")
+    if not np.issubdtype(expected.dtype, np.floating):
+        if others := int((expected != actual).sum()):
+            raise StepFailed(f"{_against(reference)}: output {name} differs in {others} of {expected.size} values")
+        return 0.0, 0.0
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    finite = np.isfinite(a)
+    if not (np.array_equal(finite, np.isfinite(b)) and np.array_equal(a[~finite], b[~finite], equal_nan=True)):
+        return float("inf"), float("inf")
+    difference = (a - b)[finite]
+    if not difference.size:
+        return 0.0, 0.0
+    absolute, length = float(np.abs(difference).max()), float(np.linalg.norm(a[finite]))
+    return float(np.linalg.norm(difference)) / (length or 1.0), absolute
+
+
+def _against(reference: str) -> str:
+    return f"the converted model does not agree with its source, held against {reference}"
+
+
+def _short(value: float) -> float:
+    """Four digits: what lies behind them differs from one processor to another, and reports are compared by their bytes."""
+    return float(f"{value:.4g}")
+
+
+def said(error: Exception) -> str:
+    """What a framework's exception says, on one line and cut."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,277 @@
+"""Step → what it made: key → record in the store: restore; else a worker, then publish. Also what must go from `dist/`."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from edgebuild import machine
+from edgebuild.artifact import Artifact, Receipt, Record
+from edgebuild.errors import InputChanged, StepFailed, disk
+from edgebuild.explain import why
+from edgebuild.files import remove_tree, write_whole
+from edgebuild.fresh import Fresh, read_receipt
+from edgebuild.process import Result, Workers
+from edgebuild.project import STATE, Project
+from edgebuild.step import Step
+
+IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
+TRIES = 3  # times that a step is run anew because an input was edited while it ran
+Perform = Callable[[Mapping[str, Any], str, str, int | None, float], Result]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """How a step ended: `ran` or `restored`, why, and what to tell."""
+
+    name: str
+    outcome: str
+    reason: str
+    seconds: float
+    summary: str
+
+
+class Builder:
+    """Runs steps of one project. `perform` is the seam: a worker process, or in tests this one."""
+
+    def __init__(self, project: Project, fresh: Fresh, workers: Workers, perform: Perform | None = None) -> None:
+        self.project, self.fresh = project, fresh
+        self._perform: Perform = perform or workers.perform
+
+    def run(self, step: Step) -> Done:
+        """Make a step's outputs true. Raises StepFailed with one message; then nothing of it is visible."""
+        start = time.monotonic()
+        try:
+            return self._run(step, start)
+        except OSError as error:
+            raise StepFailed(disk(error)) from error
+
+    def _run(self, step: Step, start: float) -> Done:
+        before = read_receipt(step)
+        for _ in range(TRIES):
+            inputs = self._inputs(step)
+            key = step.key(inputs)
+            with self.project.store.lock(key):
+                record = self._stored(key, step)
+                reason = why(self.project, step, before, inputs)
+                outcome = "restored" if record else "ran"
+                if record is None:
+                    record = self._make(step, key, inputs)
+                if record is not None:
+                    self._deliver(step, record, before)
+                    break
+        else:
+            raise InputChanged(
+                f"an input was edited while it ran, {TRIES} times; nothing was kept; build again when the files are at rest"
+            )
+        self.fresh.forget(step)
+        if record.refused:
+            self._refuse(step)
+            raise StepFailed(record.refused)
+        seconds = time.monotonic() - start
+        return Done(name=step.name, outcome=outcome, reason=reason, seconds=seconds, summary=record.summary)
+
+    def _inputs(self, step: Step) -> dict[str, str]:
+        """The digest of every input, as it is at this moment."""
+        try:
+            return {role: self.project.memo.look(path) for role, path in step.inputs.items()}
+        except FileNotFoundError as error:
+            raise StepFailed(f"its input {error.filename} is missing") from error
+
+    def _stored(self, key: str, step: Step) -> Record | None:
+        """The record of this key, where everything that it names is in the store, whole."""
+        record = self.project.store.record(key)
+        if record is None or not step.outputs.keys() <= record.outputs.keys():
+            return None
+        return record if all(self.project.store.has(record.outputs[name]) for name in step.outputs) else None
+
+    def _make(self, step: Step, key: str, inputs: Mapping[str, str]) -> Record | None:
+        """Run the action and publish what it made; None where an input was edited meanwhile, and then nothing is kept."""
+        components = self.project.recipes[step.recipe]
+        limits = self.project.targets[step.target]
+        with self.project.store.scratch() as scratch:
+            action = {
+                "verb": step.verb,
+                "backend": components.get("backend", ""),
+                "params": components["params"],
+                "root": os.getcwd(),
+                "inputs": dict(step.inputs),
+                "outputs": {name: os.path.abspath(f"{scratch}/out/{name}") for name in step.outputs},
+            }
+            log = f"{STATE}/logs/{step.target}/{step.stem}.log"
+            result = self._act(step, action, scratch, log, components, limits)
+            if self._inputs(step) != inputs:
+                return None
+            try:
+                made = {name: self.project.store.publish(action["outputs"][name]) for name in step.outputs}
+            except FileNotFoundError as error:
+                raise StepFailed(
+                    "it ended without making all of its outputs; this is a fault of edgebuild or of the framework"
+                ) from error
+        record = Record(
+            key=key,
+            name=step.name,
+            outputs=made,
+            components={"recipe": components, "inputs": dict(inputs)},
+            summary=result.summary,
+            refused=result.refused,
+            seconds=round(result.seconds, 3),
+            peak_memory=result.peak_memory,
+            toolchain=components.get("toolchain", {}),
+            host={"isa": machine.isa(), "network": result.network},
+            log=_digest_of_log(self.project, log),
+        )
+        self.project.store.keep(record)
+        return record
+
+    def _act(
+        self,
+        step: Step,
+        action: Mapping[str, Any],
+        scratch: str,
+        log: str,
+        components: Mapping[str, Any],
+        limits: Mapping[str, Any],
+    ) -> Result:
+        if step.verb in IN_PROCESS:
+            from edgebuild.worker import perform
+
+            start = time.monotonic()
+            outcome = perform(action)
+            return Result(
+                summary=outcome.summary, refused=outcome.refused, network="", seconds=time.monotonic() - start, peak_memory=None
+            )
+        with _machine(alone="machine" in components):
+            return self._perform(action, os.path.abspath(scratch), os.path.abspath(log), limits["memory"], limits["time"])
+
+    def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
+        """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes."""
+        store, memo = self.project.store, self.project.memo
+        for path, _ in before.outputs.values() if before else ():
+            if path not in step.outputs.values() and _ours(path, step.target):
+                store.remove(path)
+        for name, path in step.outputs.items():
+            artifact = record.outputs[name]
+            if not self._in_place(path, artifact):
+                store.materialise(artifact, path, link=not path.startswith("dist/"))
+            memo.forget(path)
+        made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}
+        receipt = Receipt(key=record.key, outputs=made, refused=record.refused)
+        write_whole(step.receipt, json.dumps(receipt.to_json(), indent=1).encode())
+        memo.forget(step.receipt)
+
+    def _in_place(self, path: str, artifact: Artifact) -> bool:
+        try:
+            return (
+                os.path.isdir(path) == artifact.tree
+                and not os.path.islink(path)
+                and self.project.memo.look(path) == artifact.digest
+            )
+        except OSError:
+            return False
+
+    def _refuse(self, step: Step) -> None:
+        """A gate stops the target: what an earlier build delivered goes, the candidate stays, the evidence says why."""
+        for other in self.project.of(step.target):
+            if other.verb in ("package", "build"):
+                withdraw(self.project, other.receipt, step.target)
+        build = next(other for other in self.project.of(step.target) if other.verb == "build")
+        action = {
+            "verb": "build",
+            "backend": "",
+            "params": self.project.recipes[build.recipe]["params"],
+            "root": os.getcwd(),
+            "inputs": {role: path for role, path in build.inputs.items() if os.path.exists(path)},
+        }
+        from edgebuild.worker import perform
+
+        with self.project.store.scratch() as scratch:
+            perform({**action, "outputs": {name: os.path.abspath(f"{scratch}/{name}") for name in build.outputs}})
+            with open(f"{scratch}/evidence", "rb") as file:
+                write_whole(build.outputs["evidence"], file.read())
+
+
+def withdraw(project: Project, receipt: str, target: str) -> None:
+    """Remove what a receipt lists, then the receipt. Only paths that belong to this target are ever removed."""
+    try:
+        with open(receipt, "rb") as file:
+            outputs = json.loads(file.read())["outputs"]
+        paths = [str(made[0]) for made in outputs.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        paths = []
+    for path in paths:
+        if _ours(path, target):
+            try:
+                project.store.remove(path)
+            except OSError:
+                remove_tree(path)
+    remove_tree(receipt)
+
+
+def clean(project: Project, step: Step) -> None:
+    """Remove what a step made, its receipt and its log; folders that this leaves empty go too."""
+    withdraw(project, step.receipt, step.target)
+    remove_tree(f"{STATE}/logs/{step.target}/{step.stem}.log")
+    for folder in (f"build/{step.target}/{step.stem}", f"build/{step.target}", "build", "dist"):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass
+
+
+def sweep(project: Project) -> None:
+    """Remove what steps and targets that are no more had made, by their receipts."""
+    receipts = {step.receipt for step in project.steps.values()}
+    for target in _names("build"):
+        if target in project.problems:
+            continue  # it cannot be planned today; what it made stays
+        for name in _names(f"build/{target}"):
+            path = f"build/{target}/{name}"
+            if name.endswith(".json") and name != "evidence.json" and path not in receipts:
+                withdraw(project, path, target)
+        for folder in (*(f"build/{target}/{name}" for name in _names(f"build/{target}")), f"build/{target}"):
+            try:
+                os.rmdir(folder)  # only where it is empty
+            except OSError:
+                pass
+
+
+def _ours(path: str, target: str) -> bool:
+    """Whether a path that a receipt lists may be removed: it lies where this target's outputs lie."""
+    if os.path.normpath(path) != path:
+        return False
+    return path.startswith(f"build/{target}/") or path in (f"dist/{target}", f"dist/{target}.tar", f"dist/{target}.evidence.json")
+
+
+@contextmanager
+def _machine(alone: bool) -> Iterator[None]:
+    """A measuring step has the machine to itself; every other step shares it: across threads, builds and stores."""
+    from filelock import ReadWriteLock
+
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    try:
+        os.makedirs(f"{cache}/edgebuild", exist_ok=True)
+        lock = ReadWriteLock(f"{cache}/edgebuild/machine.db", is_singleton=False)
+    except OSError as error:
+        raise StepFailed(
+            f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
+    with lock.write_lock() if alone else lock.read_lock():
+        yield
+
+
+def _digest_of_log(project: Project, log: str) -> str:
+    try:
+        return project.memo.look(log)
+    except OSError:
+        return ""
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

@@ -1,0 +1,11 @@
+"""Where the data files that ship with edgebuild lie: beside the package in a checkout, inside it in a wheel."""
+
+import os
+
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+def folder(name: str) -> str:
+    """The folder `schemas`, `templates`, `platforms` or `example`."""
+    inside = os.path.join(PACKAGE, name)
+    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(PACKAGE), name)

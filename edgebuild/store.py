@@ -1,0 +1,268 @@
+"""The store: objects by content, records by key; and how an object gets into `build/` and `dist/`.
+
+Protocol: write to a temporary name on the same file system, fsync, rename,
+fsync the directory; objects before the record that names them; a missing or wrong object is a miss, never an error.
+A remote store is the same layout behind `has`, `publish`, `record` and `keep`.
+"""
+
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edgebuild import digest
+from edgebuild.artifact import Artifact, Record, record_from_json
+from edgebuild.files import mine, remove_tree
+from edgebuild.memo import Memo
+
+FICLONE = 0x40049409  # linux/fs.h: share a file's extents with another file (reflink)
+
+
+class Store:
+    """Objects and records below `root`. Methods raise OSError where the disk does not take what is written."""
+
+    def __init__(self, root: str, memo: Memo) -> None:
+        self.root = root
+        self._memo = memo
+
+    # -- objects ------------------------------------------------------------------------------------------------------
+    def object(self, sha256: str) -> str:
+        return f"{self.root}/objects/{sha256[:2]}/{sha256[2:]}"
+
+    def has(self, artifact: Artifact) -> bool:
+        """Whether the store holds this artifact, whole and right."""
+        if not self._intact(artifact.digest, artifact.tree):
+            return False
+        if not artifact.tree:
+            return True
+        try:
+            return all(self._intact(sha256) for _, _, sha256, _ in self.listing(artifact.digest))
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def listing(self, tree: str) -> list[digest.Entry]:
+        """The files of a tree object. Raises OSError or ValueError where it is missing or wrong."""
+        with open(self.object(tree), "rb") as file:
+            data = file.read()
+        return [(str(path), bool(executable), str(sha256), int(size)) for path, executable, sha256, size in json.loads(data)]
+
+    def publish(self, path: str) -> Artifact:
+        """Move what a step made into the store, file by file; `path` is in `scratch()` and is used up.
+
+        Raises OSError where it is missing, a link, or cannot be written.
+        """
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            sha256 = self._memo.look(path)
+            size = os.stat(path).st_size
+            self._move_in(path, sha256)
+            return Artifact(digest=sha256, tree=False, size=size)
+        entries = sorted(self._memo.entries(path))
+        for name, _, sha256, _ in entries:
+            self._move_in(os.path.join(path, name), sha256)
+        tree = digest.of_tree(entries)
+        if not self._intact(tree, tree=True):
+            self._write(self.object(tree), digest.tree_bytes(entries))
+        return Artifact(digest=tree, tree=True, size=sum(size for *_, size in entries))
+
+    def materialise(self, artifact: Artifact, path: str, *, link: bool) -> None:
+        """Put an artifact at `path`: reflink, else (where `link`) a read-only hard link, else a copy.
+
+        `dist/` is never hard-linked: people edit, sign and upload what lies there.
+        """
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        temporary = f"{os.path.dirname(path)}/.tmp-{mine()}-{uuid.uuid4().hex[:12]}"
+        try:
+            if artifact.tree:
+                os.mkdir(temporary)
+                os.chmod(temporary, 0o755)
+                made = {temporary}
+                for name, executable, sha256, _ in self.listing(artifact.digest):
+                    target = os.path.join(temporary, name)
+                    folder = os.path.dirname(target)
+                    if folder not in made:
+                        _make_folders(folder, made)
+                    self._place(sha256, target, executable, link)
+            else:
+                self._place(artifact.digest, temporary, False, link)
+            if artifact.tree or (os.path.isdir(path) and not os.path.islink(path)):
+                self.remove(path)
+            else:
+                self._let_go(path)
+            os.rename(temporary, path)
+            if not artifact.tree and link:
+                self._memo.learn(path, artifact.digest)
+        except BaseException:
+            self.remove(temporary)
+            raise
+        self._memo.forget(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or directory that a step made; hard links to objects are let go without hashing them again."""
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return
+        if stat.S_ISDIR(found.st_mode):
+            with os.scandir(path) as entries:
+                names = [entry.path for entry in entries]
+            for name in names:
+                self.remove(name)
+            os.rmdir(path)
+        else:
+            self._let_go(path)
+        self._memo.forget(path)
+
+    # -- records ------------------------------------------------------------------------------------------------------
+    def record(self, key: str) -> Record | None:
+        """The record under this key, or None where there is none that can be read."""
+        try:
+            with open(f"{self.root}/records/{key[:2]}/{key[2:]}", "rb") as file:
+                record = record_from_json(json.loads(file.read()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        return record if record.key == key else None
+
+    def keep(self, record: Record) -> None:
+        """Write a record. Everything that it names must be in the store already."""
+        data = json.dumps(record.to_json(), sort_keys=True, indent=1).encode()
+        self._write(f"{self.root}/records/{record.key[:2]}/{record.key[2:]}", data)
+
+    # -- scratch and locks --------------------------------------------------------------------------------------------
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A folder of its own on the store's file system, gone afterwards whatever happens.
+
+        Its name holds who made it: those whose process has died are collected at the next start.
+        """
+        os.makedirs(f"{self.root}/tmp", exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f"{mine()}-", dir=f"{self.root}/tmp")
+        try:
+            yield folder
+        finally:
+            remove_tree(folder)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held while a key is worked on: of two builds that want it, the second waits, then restores."""
+        from filelock import FileLock  # 20 ms that a no-op does not pay
+
+        os.makedirs(f"{self.root}/locks", exist_ok=True)
+        with FileLock(f"{self.root}/locks/{key[:32]}", is_singleton=False):
+            yield
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+    def _intact(self, sha256: str, tree: bool = False) -> bool:
+        path = self.object(sha256)
+        try:
+            if tree:
+                return digest.of_tree(self.listing(sha256)) == sha256
+            return self._memo.look(path) == sha256
+        except (OSError, ValueError, TypeError):
+            return False
+
+    def _move_in(self, path: str, sha256: str) -> None:
+        target = self.object(sha256)
+        if self._intact(sha256):
+            return
+        os.chmod(path, 0o444)
+        _fsync(path)
+        self._rename_in(path, target)
+        self._memo.learn(target, sha256)
+
+    def _write(self, target: str, data: bytes) -> None:
+        os.makedirs(f"{self.root}/tmp", exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f"{mine()}-", dir=f"{self.root}/tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o444)
+            self._rename_in(temporary, target)
+        except BaseException:
+            remove_tree(temporary)
+            raise
+
+    def _rename_in(self, path: str, target: str) -> None:
+        folder = os.path.dirname(target)
+        os.makedirs(folder, exist_ok=True)
+        if os.path.isdir(target) and not os.path.islink(target):
+            remove_tree(target)  # a folder where an object should be is damage
+        os.replace(path, target)
+        _fsync(folder)
+
+    def _place(self, sha256: str, target: str, executable: bool, link: bool) -> None:
+        source = self.object(sha256)
+        mode = (0o555 if executable else 0o444) if link else (0o755 if executable else 0o644)
+        if _reflink(source, target):
+            os.chmod(target, mode)
+            return
+        if link and not executable:
+            try:
+                os.link(source, target)
+                self._memo.learn(source, sha256)  # the link moved the ctime that both names share
+                return
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                    raise
+        shutil.copyfile(source, target)
+        os.chmod(target, mode)
+
+    def _let_go(self, path: str) -> None:
+        """Unlink `path`; where it was a hard link to an object, renew the object's memo entry, whose ctime that moves."""
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return
+        sha256 = self._memo.known(found) if found.st_nlink > 1 else None
+        os.unlink(path)
+        if sha256:
+            try:
+                left = os.stat(self.object(sha256))
+                if left.st_ino == found.st_ino and left.st_dev == found.st_dev and left.st_mtime_ns == found.st_mtime_ns:
+                    self._memo.learn(self.object(sha256), sha256)
+            except OSError:
+                pass
+
+
+def _make_folders(folder: str, made: set[str]) -> None:
+    missing = []
+    while folder not in made:
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for path in reversed(missing):
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # not what the umask leaves
+        made.add(path)
+
+
+def _fsync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reflink(source: str, target: str) -> bool:
+    """Share the source's extents (btrfs, xfs); False, and nothing made, where the file system has no such thing."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    with open(source, "rb") as original:
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.ioctl(handle, FICLONE, original.fileno())
+        except OSError:
+            os.unlink(target)
+            return False
+        finally:
+            os.close(handle)
+    return True

@@ -1,0 +1,238 @@
+"""The only module that knows doit: steps → doit tasks, and what doit reports → terminal, last-run.json, exit status.
+
+doit names, selects, orders and threads. It keeps no state: each task asks `fresh`, and runs `Builder.run`.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from doit import get_var
+from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
+
+from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean
+from edgebuild.files import write_whole
+from edgebuild.fresh import Fresh, remember
+from edgebuild.journal import Journal
+from edgebuild.project import STATE, Project
+from edgebuild.step import VERBS, Step
+
+if TYPE_CHECKING:
+    from edgebuild.run import Builder
+
+DOCS = {
+    "fetch": "list a model's files by content and refuse what carries code",
+    "assess": "read what a model is from its headers",
+    "convert": "make it runnable in its framework, held against its source",
+    "quantize": "make it smaller by the target's scheme",
+    "evaluate": "measure quality against the unquantized model",
+    "benchmark": "measure size, latency and memory against the unquantized model",
+    "gate": "judge what was measured: PASS, FAIL or INCONCLUSIVE",
+    "package": "write the bundle to dist/",
+}
+VARIABLES = ("package.version", "strict")
+
+
+class Tasks:
+    """One run of doit over one project. Raises InvalidDodoFile, which doit prints as one line with status 3."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.journal = Journal()
+        self.config = {
+            "default_tasks": ["build"],
+            "backend": "sqlite3",
+            "dep_file": ":memory:",  # nothing of doit's own is kept: there is nothing to lose or to go stale
+            "par_type": "thread",
+            "continue": True,  # a target that fails leaves the others alone
+            "verbosity": 2,
+            "reporter": _Reporter(self),
+        }
+        version, strict = get_var("package.version", None), get_var("strict", "0")
+        try:
+            self.project = Project(version=version, strict=strict not in ("0", "", "false"))
+        except EdgebuildError as error:
+            raise InvalidDodoFile(str(error)) from error
+        self.fresh = Fresh(self.project)
+        self._builder: Builder | None = None
+        self._interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def generate(self) -> Iterator[dict[str, Any]]:
+        """Every task, as doit wants them."""
+        self._check_words(sys.argv[1:])
+        defaults = [f"build:{name}" for name in self.project.defaults()]
+        yield {"basename": "build", "actions": None, "doc": "build every default target", "task_dep": defaults}
+        for verb in VERBS:
+            yield {"basename": verb, "name": None, "doc": DOCS[verb]}
+        for name, problem in self.project.problems.items():
+            for verb in (*VERBS, "build"):
+                yield self._bad(name, verb, problem)
+        for step in self.project.steps.values():
+            yield self._task(step)
+
+    @property
+    def builder(self) -> "Builder":
+        """Made when the first step has work: a no-op imports nothing of it."""
+        if self._builder is None:
+            from edgebuild.process import Workers, collect
+            from edgebuild.run import Builder
+
+            self._workers = Workers()
+            collect(self.project.store.root)
+            self._builder = Builder(self.project, self.fresh, self._workers)
+        return self._builder
+
+    def finish(self) -> int:
+        """After the last step: what is no more goes, and the memos are kept. → the exit status."""
+        if not self._interrupted:
+            if not self.fresh.remembered:
+                from edgebuild.run import sweep
+
+                sweep(self.project)
+            remember(self.project, self.fresh)
+        self.project.memo.save()
+        self.journal.write(time.monotonic() - self.start)
+        return INTERRUPTED if self._interrupted else self.journal.status()
+
+    def _task(self, step: Step) -> dict[str, Any]:
+        # `build:NAME` is a task of its own, not one of a group, so that `doit list` shows targets and their descriptions.
+        own = {"basename": step.verb, "name": step.name.split(":", 1)[1]}
+        doc = DOCS.get(step.verb, self.project.targets[step.target]["description"])
+        return {
+            **({"basename": step.name} if step.verb == "build" else own),
+            "doc": doc or f"build {step.target}",
+            "actions": [partial(self._run, step)],
+            "uptodate": [partial(self._is_fresh, step)],
+            "targets": list(step.outputs.values()),
+            "task_dep": list(step.after),
+            "clean": [partial(self._clean, step)],
+            "io": {"capture": False},
+        }
+
+    def _bad(self, name: str, verb: str, problem: str) -> dict[str, Any]:
+        own = {"basename": f"build:{name}"} if verb == "build" else {"basename": verb, "name": name}
+        return {
+            **own,
+            "doc": "cannot be built: " + problem.splitlines()[0],
+            "actions": [partial(self._fail, f"{verb}:{name}", problem)],
+            "io": {"capture": False},
+        }
+
+    def _is_fresh(self, step: Step) -> bool:
+        return self.fresh(step)
+
+    def _run(self, step: Step) -> "TaskFailed | TaskError | None":
+        """doit shows what is returned; nothing is raised through it but an interrupt."""
+        start = time.monotonic()
+        self.journal.started(step.name)
+        try:
+            self.journal.done(self.builder.run(step))
+        except EdgebuildError as error:
+            self.journal.failed(step.name, str(error), time.monotonic() - start)
+            return TaskFailed(str(error), report=False)
+        except Exception as error:  # noqa: BLE001 - the outer edge: a fault of ours, its traceback in a file
+            message = f"unexpected {type(error).__name__}: {error}; the traceback is in {_save_traceback()}"
+            self.journal.failed(step.name, message, time.monotonic() - start, fault=True)
+            return TaskError(message, report=False)
+        return None
+
+    def _fail(self, name: str, problem: str) -> TaskFailed:
+        self.journal.bad(name, problem)
+        return TaskFailed(problem, report=False)
+
+    def _clean(self, step: Step) -> None:
+        from edgebuild.run import clean
+
+        clean(self.project, step)
+        self.project.memo.save()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        if self._builder is not None:
+            self._workers.end()
+        raise SystemExit(INTERRUPTED)
+
+    def _check_words(self, words: list[str]) -> None:
+        """A mistyped name is answered with a close one, which doit itself does not do."""
+        known = {"build", *VERBS, *self.project.steps, *(f"build:{name}" for name in self.project.problems)}
+        known |= {f"{verb}:{name}" for name in self.project.problems for verb in VERBS}
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if equals and not word.startswith("-") and name not in VARIABLES:
+                raise InvalidDodoFile(f'no variable "{name}"; there are: {", ".join(VARIABLES)}.{did_you_mean(name, VARIABLES)}')
+            verb = word.partition(":")[0]
+            if equals or ":" not in word or word.startswith("-") or os.path.sep in word:
+                continue
+            if word not in known and not any(fnmatch(one, word) for one in known):
+                near = did_you_mean(word, known) or did_you_mean(verb, [*VERBS, "build"])
+                raise InvalidDodoFile(f'there is no "{word}"; `doit list` shows the targets.{near}')
+            if word in known and word not in self.project.steps and self.project.names() == []:
+                raise InvalidDodoFile("this project has no targets; write targets/NAME.yaml, or see: edgebuild init --help")
+
+
+class _Reporter:
+    """doit's reporter protocol (doit/reporter.py). Prints nothing of its own but through the journal."""
+
+    desc = "edgebuild"
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks, self._journal = tasks, tasks.journal
+        self._errors: list[str] = []
+        self.failures: list[Any] = []
+
+    def initialize(self, tasks: Any, selected: Any) -> None:
+        wanted, waiting = set(), list(selected)
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted:
+                wanted.add(name)
+                waiting.extend(tasks[name].task_dep)
+        self._journal.expect(sum(1 for name in wanted if ":" in name and tasks[name].actions))
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        """What `_run` and `_fail` noted already, or a task that waits for one that failed."""
+        if type(fail).__name__ == "UnmetDependency":
+            if ":" in task.name:
+                self._journal.blocked(task.name, f"waits for a step that failed: {str(fail.get_msg()).strip()}")
+        elif fail.report:
+            self._errors.append(str(fail.get_msg()))
+
+    def skip_uptodate(self, task: Any) -> None:
+        if ":" in task.name:
+            self._journal.fresh(task.name)
+
+    def runtime_error(self, message: str) -> None:
+        self._errors.append(message)
+
+    def cleanup_error(self, exception: Any) -> None:
+        self._errors.append(str(exception.get_msg()))
+
+    def complete_run(self) -> None:
+        for message in self._errors:
+            print(message, file=sys.stderr)
+        status = self._tasks.finish()
+        raise SystemExit(FAULT if self._errors and status == OK else status)
+
+    def _nothing(self, *_: Any) -> None:
+        """Told by doit, of no interest here."""
+
+    get_status = execute_task = add_success = skip_ignore = teardown_task = _nothing
+
+
+def _save_traceback() -> str:
+    import traceback
+
+    path = f"{STATE}/fault.txt"
+    try:
+        write_whole(path, traceback.format_exc().encode())
+    except OSError:
+        return "no file: the disk takes none"
+    return path

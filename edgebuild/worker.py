@@ -1,0 +1,154 @@
+"""The child process that runs one action record: `python -m edgebuild.worker RECORD.json`.
+
+In: an immutable record. Out: files in the record's scratch folder, and `result.json` beside the record. The same record
+can be run on another machine. It has no network where the kernel allows that, and dies with its parent.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebuild.errors import EdgebuildError, StepFailed, disk
+from edgebuild.step import Action, Outcome
+
+CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
+
+
+def perform(record: Mapping[str, Any]) -> Outcome:
+    """Run an action record in this process. Raises EdgebuildError for what a user can mend."""
+    root = Path(record["root"])
+    action = Action(
+        verb=record["verb"],
+        backend=record["backend"],
+        params=record["params"],
+        inputs={role: root / path for role, path in record["inputs"].items()},
+        outputs={name: Path(path) for name, path in record["outputs"].items()},
+    )
+    for path in action.outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    outcome = _dispatch(action)
+    missing = [name for name, path in action.outputs.items() if not path.exists()]
+    if missing:
+        raise StepFailed(f"it ended without making its output {missing[0]}; this is a fault of edgebuild or of the framework")
+    return outcome
+
+
+def _dispatch(action: Action) -> Outcome:
+    """Each verb's module, imported when it is needed: a gate needs no numpy, a fetch no framework."""
+    verb = action.verb
+    if verb == "fetch":
+        from edgebuild import source
+
+        return source.run(action)
+    if verb == "assess":
+        from edgebuild import assess
+
+        return assess.run(action)
+    if verb == "gate":
+        from edgebuild import gates
+
+        return gates.run(action)
+    if verb == "build":
+        from edgebuild import evidence
+
+        return evidence.run(action)
+    from edgebuild.backends import BACKENDS
+
+    backend = BACKENDS[action.backend]
+    if verb in ("convert", "quantize"):
+        from edgebuild.backend import facts_from_json
+
+        facts = facts_from_json(json.loads(action.inputs["facts"].read_text(encoding="utf-8")))
+        if reason := backend.refuse(facts, action.params):
+            raise StepFailed(f"{action.backend} refuses this model: {reason}")
+        return backend.convert(action, facts) if verb == "convert" else backend.quantize(action, facts)
+    if verb == "evaluate":
+        from edgebuild import quality
+
+        return quality.run(action, backend)
+    if verb == "benchmark":
+        from edgebuild import bench
+
+        return bench.run(action, action.backend, backend)
+    from edgebuild import bundle
+    from edgebuild.bundles import BUNDLES
+
+    return bundle.run(action, action.backend, backend, BUNDLES[action.params["kind"]])
+
+
+def main(path: str) -> int:
+    """Run the record at `path` and write `result.json` beside it. What is printed goes to the log."""
+    network = _leave_network()
+    _die_with_parent()
+    os.umask(0o022)
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    result: dict[str, Any] = {"network": network}
+    try:
+        outcome = perform(record)
+        result |= {"summary": outcome.summary, "refused": outcome.refused}
+    except EdgebuildError as error:
+        result |= {"error": str(error), "status": error.status}
+    except MemoryError:
+        result |= {"error": "it ran out of memory", "status": StepFailed.status}
+    except OSError as error:
+        traceback.print_exc()
+        result |= {"error": disk(error), "status": StepFailed.status}
+    except Exception as error:  # noqa: BLE001 - the outer edge: a framework may raise anything
+        traceback.print_exc()
+        result |= {"error": f"unexpected {type(error).__name__}: {str(error)[:300]}", "status": StepFailed.status}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    temporary = Path(path).with_name("result.tmp")
+    try:
+        temporary.write_text(json.dumps(result), encoding="utf-8")
+        temporary.rename(Path(path).with_name("result.json"))
+    except OSError as error:
+        return error.errno or 1  # all that a full disk lets us say
+    return 0
+
+
+def _leave_network() -> str:
+    """Enter a network namespace without a network; says which protection is in force."""
+    if sys.platform != "linux":
+        return "host's network: this system has no network namespaces"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) == 0:
+        return "none"
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        return f"host's network: {os.strerror(ctypes.get_errno())}"
+    try:  # stay who we are: files keep their owner
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    except OSError:
+        pass
+    return "none"
+
+
+def _die_with_parent() -> None:
+    """By a signal where the kernel has one, and by the end of the input pipe, which every system has."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    def watch() -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        except OSError:
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():  # a worker leads its own group; started by hand it does not
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Runs the golden example on this device. Needs: pip install mlx-lm (on Linux: "mlx[cpu]" mlx-lm)
+
+It prints PASS or FAIL and, last, the evidence as one line of JSON; the exit status is 1 after a FAIL.
+"""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+from mlx_lm.utils import load_model
+
+HERE = Path(__file__).resolve().parent
+
+
+def main():
+    golden = json.loads((HERE / "golden.json").read_text(encoding="utf-8"))
+    manifest = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+    model, _ = load_model(HERE / "model")
+    prompt, sure = golden["prompt"], golden["continuation"][: golden["certain"]]
+    logits = model(mx.array([prompt + sure[:-1]]))[0, len(prompt) - 1 :].astype(mx.float32)
+    allowed = golden["tolerance"]
+    worst = max(
+        abs(logits[0, one["token"]].item() - one["logit"]) / (allowed["absolute"] + allowed["relative"] * abs(one["logit"]))
+        for one in golden["top"]
+    )
+    same = mx.argmax(logits, axis=-1).tolist()[: len(sure)] == sure
+    verdict = "PASS" if worst <= 1 and same else "FAIL"
+    print(
+        verdict, f"logits differ by {worst:.3g} of the tolerance, {'all' if same else 'not all'} {len(sure)} tokens are the same"
+    )
+    about = {
+        "phase": "self-test",
+        "runtime": f"mlx {importlib.metadata.version('mlx')}, Python {platform.python_version()}",
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+    measurements = [
+        {"name": "golden_logits", "value": worst, "unit": "share of the tolerance", "n": len(golden["top"]), **about},
+        {"name": "golden_tokens", "value": int(same), "unit": "1 where all are the same", "n": len(sure), **about},
+    ]
+    print(
+        json.dumps({"bundle": manifest["name"], "version": manifest["version"], "verdict": verdict, "measurements": measurements})
+    )
+    return 0 if verdict == "PASS" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,434 @@
+"""MLX for real, on the example model: what it converts, what it refuses, and that a wrong conversion does not get through."""
+
+import importlib.util
+import json
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlx_lm", reason="needs the extra edgebuild[mlx]")
+
+import mlx.core as mx
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from edgebuild import reference
+from edgebuild.assess import assess
+from edgebuild.backend import ModelFacts
+from edgebuild.backends import mlx
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action, Outcome
+
+MODEL = Path(__file__).parents[2] / "targets/models/tiny-phi3"
+TOKENS = np.arange(5, 21, dtype=np.int32)
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs the extra edgebuild[reference]")
+
+
+def copied(folder: Path, golden: bool = True) -> Path:
+    shutil.copytree(MODEL, folder)
+    if not golden:
+        (folder / reference.GOLDEN).unlink()
+    return folder
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    change(weights)
+    mx.eval(list(weights.values()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
+
+
+def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
+    path = folder / reference.GOLDEN
+    tensors, metadata = load_file(path), {"text": golden(MODEL).text}
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+
+
+def golden(folder: Path) -> reference.Golden:
+    found = reference.golden(inputs(folder))
+    assert found is not None
+    return found
+
+
+def inputs(folder: Path) -> dict[str, Path]:
+    return {f"model/{path.name}": path for path in folder.iterdir()}
+
+
+def divergence(exact: Any, other: Any) -> float:
+    """Mean KL divergence in nats a token."""
+    p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)) for logits in (exact.astype(float), other.astype(float)))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+def convert(folder: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
+    out.mkdir()
+    files = inputs(folder)
+    params = {"task": "text-generation", "reference": versions or {}}
+    made = {"model": out / "model", "report": out / "report.json"}
+    return mlx.convert(Action(verb="convert", backend="mlx", params=params, inputs=files, outputs=made), assess(files))
+
+
+def quantize(model: Path, out: Path, scheme: str, group_size: int = 64) -> Outcome:
+    out.mkdir()
+    params = {"task": "text-generation", "scheme": scheme, "group_size": group_size, "samples": None}
+    made = {"model": out / "model", "report": out / "report.json"}
+    action = Action(verb="quantize", backend="mlx", params=params, inputs={"model": model}, outputs=made)
+    return mlx.quantize(action, ModelFacts(format="huggingface"))
+
+
+def report(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mlx") / "converted"
+    convert(MODEL, out)
+    return out
+
+
+def test_the_conversion_agrees_with_the_golden_logits(converted: Path) -> None:
+    (held,) = report(converted)["against"]
+    assert report(converted)["verified"] is True
+    assert held["reference"].startswith("golden.safetensors (torch ")
+    assert (held["tokens"], held["same_top"]) == (64, 1.0)
+    assert held["kl_mean"] < 1e-5
+
+
+def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
+    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out")
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+    assert (tmp_path / "out/report.json").read_bytes() == (converted / "report.json").read_bytes()
+    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
+    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against golden.safetensors: KL ")
+
+
+def test_the_folder_is_what_mlx_swift_reads(converted: Path) -> None:
+    names = set(contents(converted / "model"))
+    assert {
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    } <= names
+    assert {"chat_template.jinja", "generation_config.json"} <= names
+    assert not names & {"README.md", reference.GOLDEN}
+    tokenizer = json.loads((converted / "model/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["tokenizer_class"] == "LlamaTokenizer"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_size"), [("int2", 32), ("int3", 64), ("int4", 64), ("int5", 64), ("int6", 128), ("int8", 64)]
+)
+def test_quantize(converted: Path, tmp_path: Path, scheme: str, group_size: int) -> None:
+    outcome = quantize(converted / "model", tmp_path / "out", scheme, group_size)
+    found = report(tmp_path / "out")
+    assert found["layers_quantized"] == found["layers"] == 18
+    assert found["bytes_after"] < found["bytes_before"] * (found["bits"] + 1.1) / 16
+    assert outcome.summary.startswith(f"{scheme}, groups of {group_size}: 8.4 MB -> ")
+    assert outcome.summary.endswith(" MB, 18 of 18 layers")
+    exact, stored = (mlx.open(tmp_path / "out/model", view) for view in mlx.VIEWS)
+    assert exact.runtime.endswith("weights dequantized to float32")
+    assert stored.runtime.endswith(f"{scheme} kernels")
+    # MLX's kernels for the CPU add up in bfloat16, for all schemes alike: a mean KL divergence of 0.002 at int8, too.
+    tokens = golden(MODEL).tokens[:24]
+    assert divergence(exact.logits(tokens), stored.logits(tokens)) < 0.05
+
+
+def test_quantize_twice_gives_the_same_bytes(converted: Path, tmp_path: Path) -> None:
+    quantize(converted / "model", tmp_path / "a", "int4")
+    quantize(Path(shutil.copytree(converted / "model", tmp_path / "elsewhere")), tmp_path / "b", "int4")
+    assert contents(tmp_path / "a/model") == contents(tmp_path / "b/model")
+
+
+def test_a_session(converted: Path) -> None:
+    session = mlx.open(converted / "model")
+    assert session.runtime.startswith("mlx ")
+    logits = session.logits(TOKENS)
+    assert logits.dtype == np.dtype("float32")
+    assert logits.shape == (len(TOKENS), 2048)
+    np.testing.assert_allclose(session.logits(TOKENS[:4]), logits[:4], atol=1e-3)  # no position sees a later token
+    stored = golden(MODEL)
+    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
+    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
+        session.logits(np.array([1, 2048], np.int32))
+    with pytest.raises(StepFailed, match="language models only"):
+        session.infer({})
+    with pytest.raises(StepFailed, match='no view "fast"; it has: dequantized, kernels'):
+        mlx.open(converted / "model", "fast")
+    session.close()
+
+
+def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
+        convert(source, tmp_path / "out")
+
+
+def test_rope_parameters_reach_mlx(converted: Path, tmp_path: Path) -> None:
+    """mlx-lm reads `rope_theta` at the top level alone, and takes 10,000 where it is missing."""
+    source = copied(tmp_path / "source", golden=False)
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    convert(source, tmp_path / "out")
+    config = json.loads((tmp_path / "out/model/config.json").read_text(encoding="utf-8"))
+    assert (config["rope_theta"], config["partial_rotary_factor"], config["rope_scaling"]) == (500_000.0, 1.0, None)
+    apart = mlx.open(tmp_path / "out/model").logits(TOKENS) - mlx.open(converted / "model").logits(TOKENS)
+    assert np.abs(apart).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"rope_theta": 1e6}, {"rope_theta": 1e6}),
+        ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 1e6}}, {"rope_theta": 1e6, "rope_scaling": None}),
+        (
+            {"max_position_embeddings": 8, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8}},
+            {
+                "rope_theta": 5e5,
+                "rope_scaling": {"type": "llama3", "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8},
+            },
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+            {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": None},
+        ),
+        (
+            {"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 5e4, "partial_rotary_factor": 0.5}},
+            {"rotary_emb_base": 5e4, "rotary_pct": 0.5},
+        ),
+        ({"text_config": {"rope_parameters": {"rope_theta": 1e6}}}, {}),
+        ({"dtype": "bfloat16", "num_local_experts": 4}, {"torch_dtype": "bfloat16", "num_experts": 4}),
+    ],
+)
+def test_the_configuration_as_mlx_reads_it(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    new = mlx._rewritten(given)
+    assert {key: new.get(key) for key in expected} == expected
+    if "text_config" in given:
+        assert new["text_config"]["rope_theta"] == 1e6
+
+
+def test_longrope_fails_with_its_reason(tmp_path: Path) -> None:
+    """mlx-lm applies the factors for long texts to short ones too."""
+    source = copied(tmp_path / "source")
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(long))
+    with pytest.raises(StepFailed, match="uses longrope: MLX applies its long_factor at every length"):
+        convert(source, tmp_path / "out")
+
+
+def transpose(weights: dict[str, mx.array]) -> None:
+    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
+
+
+def permute(weights: dict[str, mx.array]) -> None:
+    rows = weights["model.layers.1.mlp.down_proj.weight"]
+    weights["model.layers.1.mlp.down_proj.weight"] = rows[::-1]
+
+
+@pytest.mark.parametrize("change", [transpose, permute])
+def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, mx.array]], None]) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, change)
+    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
+        convert(source, tmp_path / "out")
+
+
+def test_missing_weights_fail(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"))
+    with pytest.raises(StepFailed, match=r"mlx-lm cannot convert this model: Missing 1 parameters: model.layers.1.mlp.down_proj"):
+        convert(source, tmp_path / "out")
+
+
+def test_another_tokenizer_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    stored = golden(source)
+
+    def swap(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        first, second = (next(word for word, index in vocabulary.items() if index == stored.tokens[i]) for i in (0, 1))
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+    edit(source / "tokenizer.json", swap)
+    with pytest.raises(
+        StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* difference at token 0"
+    ):
+        convert(source, tmp_path / "out")
+
+
+def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
+    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
+    for name in ("modeling_own", "configuration_own", "tokenization_own"):
+        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
+    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    edit(source / "config.json", lambda config: config.update(auto_map=mapped, model_file="modeling_own.py"))
+    edit(
+        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+    )
+    assert assess(inputs(source)).custom_code
+    assert mlx.refuse(assess(inputs(source)), {"group_size": 64}) == ""
+    convert(source, tmp_path / "out")
+    assert not marker.exists()
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+
+
+@pytest.mark.parametrize(
+    ("facts", "parameters", "reason"),
+    [
+        ({"model_type": "phi3", "hidden": 256}, {"group_size": 64}, ""),
+        ({"model_type": "mistral", "hidden": 192}, {}, ""),  # mlx-lm has it under another name
+        (
+            {"model_type": "own", "custom_code": True},
+            {},
+            "names Python code (auto_map), which is never run, and mlx-lm knows no model type",
+        ),
+        ({"model_type": "cache"}, {}, "mlx-lm knows no model type 'cache'; install an mlx-lm that does"),
+        ({"model_type": "phi3", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
+        (
+            {"model_type": "phi3", "hidden": 192},
+            {"group_size": 128},
+            "192 is no multiple of group_size 128; quantize.group_size: 32 or 64",
+        ),
+        (
+            {"model_type": "phi3", "hidden": 100},
+            {"group_size": 64},
+            "none of 32, 64 and 128 divides it: set quantize: {scheme: none}",
+        ),
+    ],
+)
+def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
+    found = mlx.refuse(ModelFacts(format="huggingface", **facts), parameters)
+    assert reason in found
+    assert bool(reason) == bool(found)
+
+
+def test_parameters() -> None:
+    assert mlx.parameters("int4", {}, False) == {"group_size": 64}
+    assert mlx.parameters("int8", {"group_size": 32}, True) == {"group_size": 32}
+    with pytest.raises(ValueError, match=r"^group_size: MLX quantizes in groups of 32, 64 or 128, not 48$"):
+        mlx.parameters("int4", {"group_size": 48}, False)
+
+
+def narrow(folder: Path, width: int) -> Path:
+    """The model with narrower feed-forward layers."""
+
+    def cut(weights: dict[str, mx.array]) -> None:
+        for name in [name for name in weights if ".mlp." in name]:
+            weights[name] = weights[name][: 2 * width] if "gate_up" in name else weights[name][:, :width]
+
+    edit(folder / "config.json", lambda config: config.update(intermediate_size=width))
+    edit_weights(folder, cut)
+    return folder
+
+
+def test_a_group_size_that_does_not_divide_a_layer_fails(tmp_path: Path) -> None:
+    convert(narrow(copied(tmp_path / "source", golden=False), 96), tmp_path / "out")
+    with pytest.raises(
+        StepFailed, match=r"layers.0.mlp.down_proj has 96 inputs, no multiple of group_size 64; .*size: 32 would fit"
+    ):
+        quantize(tmp_path / "out/model", tmp_path / "int4", "int4")
+    assert quantize(tmp_path / "out/model", tmp_path / "fits", "int4", 32).summary.endswith("18 of 18 layers")
+
+
+def test_layers_that_no_group_size_divides_stay_as_they_are(tmp_path: Path) -> None:
+    convert(narrow(copied(tmp_path / "source", golden=False), 100), tmp_path / "out")
+    assert quantize(tmp_path / "out/model", tmp_path / "int4", "int4").summary.endswith("14 of 18 layers")
+    assert report(tmp_path / "int4")["not_quantized"] == [f"model.layers.{i}.mlp.down_proj" for i in range(4)]
+
+
+def test_without_a_reference_the_report_says_so(tmp_path: Path) -> None:
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out")
+    assert outcome.summary == "bf16, 4,196,608 parameters, unverified"
+    found = report(tmp_path / "out")
+    assert found["verified"] is False
+    assert found["reason"] == (
+        "conversion unverified: torch is not installed (pip install 'edgebuild[reference]') "
+        "and no golden.safetensors lies beside the model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensors, metadata: tensors.update(logits=tensors["logits"].astype(np.float32)), "no tensor logits of type F16"),
+        (lambda tensors, metadata: tensors.pop("token_ids"), "no tensor token_ids of type I32"),
+        (lambda tensors, metadata: tensors.update(logits=tensors["logits"][:9]), "holds 64 tokens, but logits for 9"),
+        (lambda tensors, metadata: tensors["token_ids"].__setitem__(3, 4096), "a token is outside the vocabulary of 2048"),
+        (lambda tensors, metadata: tensors["logits"].__setitem__((0, 0), np.inf), "a logit is no finite number"),
+        (lambda tensors, metadata: metadata.pop("text"), "its metadata hold no text"),
+    ],
+)
+def test_damaged_golden_logits(tmp_path: Path, change: Callable[[dict[str, Any], dict[str, str]], object], problem: str) -> None:
+    source = copied(tmp_path / "source")
+    edit_golden(source, change)
+    with pytest.raises(
+        StepFailed, match=f"^golden.safetensors: .*{problem}.*; copy it again, remake it from the source model, or remove"
+    ):
+        golden(source)
+
+
+def test_truncated_golden_logits_fail_the_conversion(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    path = source / reference.GOLDEN
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StepFailed, match=r"^golden.safetensors: .*truncated or damaged; copy it again"):
+        convert(source, tmp_path / "out")
+
+
+def test_outputs_by_name() -> None:
+    right = {"y": np.linspace(-1, 1, 8, dtype=np.float32), "label": np.array([1, 2])}
+    (entry,) = reference.hold_outputs("the source", right, {**right, "y": right["y"] * np.float32(1 + 1e-5)})["against"]
+    assert (entry["reference"], entry["limit"]) == ("the source", reference.LIMIT)
+    assert entry["relative_l2"] == pytest.approx(1e-5, rel=0.1)
+    assert entry["max_abs"] == pytest.approx(1e-5, rel=0.1)
+    for wrong, problem in [
+        ({**right, "y": right["y"] + np.float32(0.01)}, "output y has a relative L2 error of 0.015"),
+        ({**right, "y": right["y"] * np.float32("nan")}, "output y has a relative L2 error of inf"),
+        ({**right, "y": right["y"][:4]}, r"output y is float32 \[4\] instead of float32 \[8\]"),
+        ({**right, "label": np.array([1, 3])}, "output label differs in 1 of 2 values"),
+        ({"y": right["y"]}, r"it has the outputs \['y'\], the source has \['label', 'y'\]"),
+    ]:
+        with pytest.raises(StepFailed, match=problem):
+            reference.hold_outputs("the source", right, wrong)
+
+
+@needs_torch
+def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source", golden=False)
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
+    (held,) = report(tmp_path / "out")["against"]
+    assert held["reference"] == "transformers 5"
+    assert held["kl_mean"] < 1e-9
+
+
+@needs_torch
+def test_golden_logits_of_another_model_are_told_from_a_wrong_conversion(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, permute)
+    with pytest.raises(StepFailed, match=r"agrees with the source as it is now: golden.safetensors is of another model"):
+        convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})

@@ -1,0 +1,122 @@
+"""A project on the fake backend in a temporary folder, and a builder that runs actions in this process."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgebuild import digest, worker
+from edgebuild.backends import fake
+from edgebuild.errors import StepFailed
+from edgebuild.fresh import Fresh
+from edgebuild.memo import Memo
+from edgebuild.process import Result, Workers
+from edgebuild.project import Project
+from edgebuild.run import Builder
+
+ROOT = Path(__file__).resolve().parent.parent
+PLATFORM = """edgebuild: 1
+framework: fake
+quantize: {scheme: int8}
+benchmark: {not_measured: "a fake device"}
+package: {kind: folder}
+"""
+TARGET = """edgebuild: 1
+description: a fake deliverable
+model: {source: model.gguf, task: image-classification}
+platform: fake
+"""
+
+
+def write_model(path: Path, text: str) -> None:
+    """A file that passes for GGUF: magic, version 3, no tensors, no keys; then the fake backend's text."""
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + text.encode())
+
+
+def perform_here(record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float) -> Result:
+    start = time.monotonic()
+    outcome = worker.perform(record)
+    return Result(
+        summary=outcome.summary, refused=outcome.refused, network="none", seconds=time.monotonic() - start, peak_memory=None
+    )
+
+
+class Lab:
+    """The project in `root`, built step by step in this process; `performed` says by content what was really worked on."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.performed: list[str] = []
+
+    def build(self, names: list[str] | None = None) -> dict[str, str]:
+        """Build as doit would, one after another; → step → outcome (`fresh`, `ran`, `restored`, `failed`, `blocked`)."""
+        os.chdir(self.root)
+        project = Project()
+        fresh = Fresh(project)
+        builder = Builder(project, fresh, Workers(), self._counted)
+        outcomes: dict[str, str] = {}
+        for step in project.steps.values():
+            if names and step.target not in names:
+                continue
+            if any(outcomes.get(name) in ("failed", "blocked") for name in step.after):
+                outcomes[step.name] = "blocked"
+            elif fresh(step):
+                outcomes[step.name] = "fresh"
+            else:
+                try:
+                    outcomes[step.name] = builder.run(step).outcome
+                except StepFailed:
+                    outcomes[step.name] = "failed"
+        project.memo.save()
+        return outcomes
+
+    def ran(self) -> set[str]:
+        """Build, and tell which steps really ran."""
+        return {name for name, outcome in self.build().items() if outcome == "ran" and not name.startswith("build:")}
+
+    def outputs(self) -> dict[str, str]:
+        """The digest of everything that the project's steps make, by path."""
+        os.chdir(self.root)
+        project = Project()
+        found = {}
+        for step in project.steps.values():
+            for path in step.outputs.values():
+                found[path] = project.memo.look(path) if os.path.exists(path) else "missing"
+        return found
+
+    def _counted(self, record: Mapping[str, Any], *rest: Any) -> Result:
+        memo = Memo("")
+        inputs = {role: memo.look(path) for role, path in record["inputs"].items()}
+        self.performed.append(digest.tagged("work", [record["verb"], record["params"], inputs, fake._version()]))
+        return perform_here(record, *rest)
+
+
+@pytest.fixture(autouse=True)
+def _stay_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests change directory; and no test writes into the user's cache or store."""
+    home = os.getcwd()
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("EDGEBUILD_TEST_CACHE", str(tmp_path_factory.getbasetemp() / "cache")))
+    monkeypatch.delenv("EDGEBUILD_STORE", raising=False)
+    yield
+    os.chdir(home)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return make_lab(tmp_path / "project")
+
+
+def make_lab(root: Path) -> Lab:
+    (root / "targets").mkdir(parents=True)
+    (root / "platforms").mkdir()
+    (root / "platforms" / "fake.yaml").write_text(PLATFORM)
+    (root / "targets" / "one.yaml").write_text(TARGET)
+    (root / "dodo.py").write_text((ROOT / "dodo.py").read_text())
+    write_model(root / "model.gguf", "hello")
+    return Lab(root)
+
+
+MakeLab = Callable[[Path], Lab]

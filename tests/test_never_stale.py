@@ -1,0 +1,237 @@
+"""Each edit runs exactly the steps that depend on it, and `explain` names it. On the fake backend; the real ones: journeys."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgebuild import shipped
+from edgebuild.explain import explain
+from edgebuild.project import Project
+from tests.conftest import PLATFORM, TARGET, Lab, write_model
+
+ALL = {"fetch", "assess", "convert", "quantize", "evaluate", "evaluate.baseline", "benchmark", "gate", "package"}
+FULL = (
+    TARGET
+    + "calibration: {data: calibration.npz}\nevaluate: {data: data.npz}\ngates: {quality: {min: 0.5}, flip_rate: {max: 0.9}}\n"
+)
+
+
+@pytest.fixture
+def built(lab: Lab) -> Lab:
+    rng = np.random.default_rng(0)
+    np.savez(lab.root / "calibration.npz", x=rng.standard_normal((8, 4)).astype("float32"))
+    np.savez(lab.root / "data.npz", x=rng.standard_normal((64, 4)).astype("float32"), labels=np.zeros(64, "int64"))
+    (lab.root / "targets" / "one.yaml").write_text(FULL)
+    lab.build()
+    assert set(lab.build().values()) == {"fresh"}
+    return lab
+
+
+def ran(lab: Lab) -> set[str]:
+    return {name.split(":")[0] + name.split(":")[1].removeprefix("one") for name in lab.ran()}
+
+
+def reasons(lab: Lab) -> str:
+    os.chdir(lab.root)
+    return "\n".join(f"{state.name} {state.state} {state.reason}" for state in explain(Project(), "one"))
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_model(built: Lab) -> None:
+    write_model(built.root / "model.gguf", "another")
+    assert "fetch:one stale input model:" in reasons(built)
+    assert ran(built) >= {"fetch", "assess", "convert", "quantize", "evaluate", "evaluate.baseline", "package"}
+
+
+def test_early_cut_off(built: Lab) -> None:
+    write_model(built.root / "model.gguf", "hello # one")
+    built.build()
+    write_model(built.root / "model.gguf", "hello # two")  # conversion drops comments
+    assert ran(built) == {"fetch", "assess", "convert"}
+
+
+def test_same_size_and_time_with_other_content(built: Lab) -> None:
+    path = built.root / "model.gguf"
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "fetch" in ran(built)
+
+
+def test_calibration_data(built: Lab) -> None:
+    np.savez(built.root / "calibration.npz", x=np.ones((8, 4), "float32"))
+    assert "quantize:one stale input calibration:" in reasons(built)
+    assert ran(built) >= {"quantize", "evaluate", "benchmark", "package"}
+    assert ran(built) == set()
+
+
+def test_evaluation_data(built: Lab) -> None:
+    np.savez(built.root / "data.npz", x=np.ones((64, 4), "float32"), labels=np.ones(64, "int64"))
+    assert "input data:" in reasons(built)
+    assert ran(built) == {"evaluate", "evaluate.baseline", "gate"}
+
+
+def test_quantize_parameter_and_back(built: Lab) -> None:
+    target = built.root / "targets" / "one.yaml"
+    target.write_text(FULL + "quantize: {scheme: int4}\n")
+    assert "parameter scheme: int8 → int4" in reasons(built)
+    assert ran(built) >= {"quantize", "evaluate", "package"}
+    target.write_text(FULL)
+    assert "quantize:one" in reasons(built)
+    assert "restorable" in reasons(built)
+    assert ran(built) == set()
+    assert set(built.build().values()) == {"fresh"}
+
+
+def test_platform_default(built: Lab) -> None:
+    (built.root / "platforms" / "fake.yaml").write_text(PLATFORM.replace("int8", "int4"))
+    assert "parameter scheme: int8 → int4" in reasons(built)
+    assert "quantize" in ran(built)
+
+
+def test_gate_limit(built: Lab) -> None:
+    replace(built.root / "targets" / "one.yaml", "min: 0.5", "min: 0.4")
+    assert "gate:one stale parameter gates.quality.min: 0.5 → 0.4" in reasons(built)
+    assert ran(built) == {"gate"}
+
+
+def test_template(built: Lab) -> None:
+    shutil.copytree(Path(shipped.folder("templates")) / "folder", built.root / "templates" / "folder")
+    assert ran(built) == set()  # the same text in another place
+    template = next(
+        path
+        for path in sorted((built.root / "templates" / "folder").rglob("*"))
+        if path.suffix == ".j2" and "README" in path.name
+    )
+    template.write_text(template.read_text() + "\nmore\n")
+    assert "input template/" in reasons(built)
+    assert ran(built) == {"package"}
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("quality.py", {"evaluate", "evaluate.baseline"}),
+        ("backends/fake.py", {"convert", "quantize", "evaluate", "evaluate.baseline", "benchmark", "package"}),
+        ("bundles/folder.py", {"package"}),
+        ("gates.py", {"gate"}),
+        ("cli.py", set()),
+        ("tasks.py", set()),
+        ("explain.py", set()),
+    ],
+)
+def test_code(built: Lab, module: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the package with one more comment, which only `project` reads: what is imported stays."""
+    copy = built.root.parent / "package" / "edgebuild"
+    shutil.copytree(shipped.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    folders = {name: shipped.folder(name) for name in ("schemas", "templates")}
+    for name, folder in folders.items():
+        if not (copy / name).exists():
+            shutil.copytree(folder, copy / name)
+    monkeypatch.setattr(shipped, "PACKAGE", str(copy))
+    assert ran(built) == set()
+    with (copy / module).open("a") as file:
+        file.write("\n# a comment\n")
+    assert ran(built) == expected
+    assert not expected or any(True for _ in expected)
+
+
+def test_version_of_a_package(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution on the path, as pip would install it; then another version of it."""
+    site = built.root.parent / "site"
+    info = site / "edgebuild_fake_framework-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgebuild-fake-framework\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(site))
+    (built.root / ".edgebuild" / "plan.json").unlink()  # the path itself is another one now
+    assert "version of edgebuild-fake-framework: missing → 1.0" in reasons(built)
+    assert "convert" in ran(built)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgebuild-fake-framework\nVersion: 2.0\n")
+    assert "version of edgebuild-fake-framework: 1.0 → 2.0" in reasons(built)
+    assert ran(built) >= {"convert", "quantize", "evaluate"}
+
+
+def test_what_changes_nothing(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(built.root / "model.gguf")
+    (built.root / "targets" / "one.yaml").write_text("# a comment\n" + "\n".join(reversed(FULL.splitlines())) + "\n")
+    monkeypatch.setenv("PATH", "/nowhere:" + os.environ["PATH"])
+    assert set(built.build().values()) == {"fresh"}
+
+
+def test_a_moved_and_a_copied_checkout(built: Lab) -> None:
+    moved = built.root.parent / "elsewhere"
+    built.root.rename(moved)
+    built.root = moved
+    assert set(built.build().values()) == {"fresh"}
+    shutil.copytree(moved, moved.parent / "copy")
+    built.root = moved.parent / "copy"
+    assert set(built.build().values()) == {"fresh"}
+
+
+def test_removed_build(built: Lab) -> None:
+    shutil.rmtree(built.root / "build")
+    assert set(built.build().values()) == {"restored"}
+
+
+@pytest.mark.parametrize(
+    "where", ["build/one/quantize/model/payload.json", "dist/one/manifest.json", "dist/one.tar", "dist/one.evidence.json"]
+)
+def test_a_tampered_output_is_put_right(built: Lab, where: str) -> None:
+    path = built.root / where
+    before = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(before[:-1] + b"?")
+    built.build()
+    assert path.read_bytes() == before
+    path.chmod(0o644)
+    path.unlink()
+    built.build()
+    assert path.read_bytes() == before
+
+
+def test_a_foreign_file_in_a_bundle_goes(built: Lab) -> None:
+    (built.root / "dist" / "one" / "extra").write_text("x")
+    built.build()
+    assert not (built.root / "dist" / "one" / "extra").exists()
+
+
+def test_an_edit_while_the_step_runs(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run of quantize sees the calibration data change under it: its result is never kept."""
+    from edgebuild.backends import fake
+
+    quantize, edited = fake.quantize, []
+
+    def edits(action, facts):  # type: ignore[no-untyped-def]
+        if not edited:
+            edited.append(1)
+            outcome = quantize(action, facts)
+            np.savez(built.root / "calibration.npz", x=np.full((8, 4), 3, "float32"))
+            return outcome
+        return quantize(action, facts)
+
+    monkeypatch.setattr(fake, "quantize", edits)
+    np.savez(built.root / "calibration.npz", x=np.full((8, 4), 2, "float32"))
+    built.build()
+    incremental = built.outputs()
+    shutil.rmtree(built.root / "build")
+    shutil.rmtree(built.root / ".edgebuild")
+    built.build()
+    assert built.outputs() == incremental
+
+
+def test_archive_switched_off_and_on(built: Lab) -> None:
+    target = built.root / "targets" / "one.yaml"
+    target.write_text(FULL + "package: {archive: false}\n")
+    built.build()
+    assert not (built.root / "dist" / "one.tar").exists()
+    target.write_text(FULL)
+    built.build()
+    assert (built.root / "dist" / "one.tar").exists()

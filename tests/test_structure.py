@@ -1,0 +1,112 @@
+"""What holds the repository together: the modules named in recipes, the pins, the schemas, the quick path's imports."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+from edgebuild import plan, shipped
+from edgebuild.backends import BACKENDS
+from edgebuild.bundles import BUNDLES
+from tests.conftest import ROOT
+
+# Names and messages alone: what they hold is not computed with, so a change there makes no result another one.
+NOUNS = {"", "errors", "step", "artifact", "digest", "shipped"}
+# Where a verb's action begins.
+ROOTS = {
+    "fetch": ["source"],
+    "assess": ["assess"],
+    "convert": [f"backends.{name}" for name in BACKENDS],
+    "quantize": [f"backends.{name}" for name in BACKENDS],
+    "evaluate": ["quality"],
+    "benchmark": ["bench"],
+    "gate": ["gates"],
+    "package": ["bundle", *(f"bundles.{name}" for name in BUNDLES)],
+    "build": ["evidence"],
+}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("edgebuild", exclude_type_checking_imports=True)
+
+
+@pytest.mark.parametrize("verb", sorted(ROOTS))
+def test_a_recipe_names_every_module_that_its_action_runs(verb: str, graph: grimp.ImportGraph) -> None:
+    named = set(plan.CODE[verb]) | {name for name in ROOTS[verb] if name.startswith(("backends.", "bundles."))}
+    for kind in BUNDLES.values():
+        named |= set(kind.CODE) if verb == "package" else set()
+    for root in ROOTS[verb]:
+        module = f"edgebuild.{root}"
+        runs = {module, *graph.find_upstream_modules(module, as_package=False)}
+        missing = {name.removeprefix("edgebuild").removeprefix(".") for name in runs} - named - NOUNS
+        assert not missing, f"{verb}: {sorted(missing)} run in {root} and are not in plan.CODE"
+
+
+def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
+    for modules in plan.CODE.values():
+        for module in modules:
+            assert f"edgebuild.{module}" in graph.modules
+
+
+def test_extras_pin_what_the_locks_pin() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for backend in ("mlx", "onnxruntime"):
+        lock = (Path(shipped.PACKAGE) / "locks" / f"{backend}.txt").read_text()
+        locked = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
+        pins = dict(
+            re.findall(
+                r"^([a-z0-9._-]+)(?:\[[a-z]+\])?==([^\s;]+)", "\n".join(project["optional-dependencies"][backend]), re.MULTILINE
+            )
+        )
+        assert pins
+        for name, version in pins.items():
+            assert locked[name] == version, name
+        assert lock.count("--hash=sha256:") > len(locked)
+
+
+def test_no_framework_is_imported_by_the_core() -> None:
+    code = "import sys, edgebuild.tasks, edgebuild.cli, edgebuild.plan, edgebuild.run, edgebuild.worker, edgebuild.backends, edgebuild.bundles, edgebuild.load\nprint(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    assert loaded.isdisjoint({"onnx", "onnxruntime", "mlx", "mlx_lm", "transformers", "torch", "openvino", "nncf"})
+
+
+def test_a_no_op_imports_little(tmp_path: Path) -> None:
+    from tests.conftest import make_lab
+
+    lab = make_lab(tmp_path / "project")
+    lab.build()
+    doit = [sys.executable, "-m", "doit"]
+    for _ in range(3):
+        subprocess.run(doit, cwd=lab.root, check=True, capture_output=True)
+    code = "import sys\nfrom edgebuild.cli import main\nassert main([]) == 0\nprint(*sys.modules)"
+    quick = subprocess.run([sys.executable, "-c", code], cwd=lab.root, capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"yaml", "jsonschema", "jinja2", "rich", "numpy", "onnx", "mlx", "filelock", "psutil"}
+    assert heavy.isdisjoint(quick)
+    assert "doit" not in quick
+    code = "import sys\nfrom doit.doit_cmd import DoitMain\ntry: DoitMain().run([])\nfinally: print(*sys.modules)"
+    through = subprocess.run([sys.executable, "-c", code], cwd=lab.root, capture_output=True, text=True).stdout.split()
+    assert heavy.isdisjoint(through)
+    assert "doit" in through
+
+
+@pytest.mark.parametrize("schema", sorted(path.name for path in (ROOT / "schemas").glob("*.json")))
+def test_schemas_are_valid(schema: str) -> None:
+    import jsonschema
+
+    jsonschema.Draft202012Validator.check_schema(json.loads((ROOT / "schemas" / schema).read_text()))
+
+
+def test_no_path_of_a_machine_is_committed() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.split(b"\0")
+    for name in filter(None, listed):
+        path = ROOT / name.decode()
+        if path.is_file() and path.name != Path(__file__).name:
+            content = path.read_bytes()
+            for word in (b"/work/", b"/root/", b"/tmp/v"):
+                assert word not in content, f"{path} holds {word!r}"
