@@ -60,8 +60,7 @@ def _main(words: list[str]) -> int:
 
 def _nothing_to_do(strict: bool, start: float) -> bool:
     """Whether all is fresh and nothing that says so has moved; then says it, as a run through doit would."""
-    from edgebuild.fresh import recall
-    from edgebuild.project import identity
+    from edgebuild.noop import identity, recall
 
     steps = recall(identity(strict=strict))
     if steps is None:

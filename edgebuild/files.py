@@ -1,9 +1,7 @@
 """Files of our own: written whole under a temporary name that says whose it is, and removed whatever their modes."""
 
 import os
-import shutil
 import sys
-import tempfile
 
 
 def mine() -> str:
@@ -42,6 +40,8 @@ def remove_tree(path: str) -> None:
                 os.chmod(folder, 0o700)
             except OSError:
                 pass
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         try:
@@ -54,9 +54,9 @@ def write_whole(path: str, data: bytes) -> None:
     """Write a small file whole: temporary name, rename. Not fsynced: receipts and memos may be lost, never torn unseen."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".tmp-{mine()}-", dir=folder)
+    temporary = f"{folder}/.tmp-{mine()}-{os.urandom(6).hex()}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)
         if os.path.isdir(path) and not os.path.islink(path):

@@ -6,12 +6,12 @@ them moves, nothing is read again. That is what makes a no-op as quick as a few 
 
 import json
 import time
-from typing import Any
 
 from edgebuild.artifact import Receipt, receipt_from_json
 from edgebuild.files import write_whole
-from edgebuild.memo import Signature, parts, racy, signature
-from edgebuild.project import STATE, Project, moved
+from edgebuild.memo import parts
+from edgebuild.noop import NOTE, Signature, racy, recall, signature
+from edgebuild.project import Project
 from edgebuild.step import Step
 
 
@@ -92,21 +92,9 @@ def remember(project: Project, fresh: Fresh) -> None:
         return
     note = {"identity": project.identity(), "seen": seen, "steps": [step.name for step in steps if step.verb != "build"]}
     try:
-        write_whole(f"{STATE}/noop.json", json.dumps(note, separators=(",", ":")).encode())
+        write_whole(NOTE, json.dumps(note, separators=(",", ":")).encode())
     except OSError:
         pass  # costs time only
-
-
-def recall(identity: list[Any]) -> list[str] | None:
-    """The names of the steps, all of them fresh, where nothing that this was read from has moved; else None."""
-    try:
-        with open(f"{STATE}/noop.json", "rb") as file:
-            note = json.loads(file.read())
-        if note["identity"] == identity and not moved(note["seen"]):
-            return [str(name) for name in note["steps"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
 
 
 def _signatures(project: Project, steps: list[Step]) -> dict[str, Signature | None]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ARRAYS = {"relative": 1e-3, "absolute": 1e-4}
 LOGITS = {"relative": 0.05, "absolute": 0.5}
 PROMPT, CONTINUATION, TOP = 24, 8, 5  # tokens
+ENOUGH = 4  # tokens of a continuation that no near tie makes doubtful: then no other prompt is tried
 OFFSETS = range(0, 41, 8)  # where in the golden text a prompt may begin
 KEPT = 4096  # elements of an output that are kept; of a larger one every so manieth
 LARGEST = 1_000_000  # elements of an input
@@ -155,7 +156,7 @@ def _tokens(backend: Backend, model: Path, session: Session) -> dict[str, Any]:
 
 
 def _longest(session: Session, text: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """The prompt in `text` whose greedy continuation is clear for the longest, and the prompt with that continuation."""
+    """A prompt in `text` whose greedy continuation is clear for long enough, else the longest; and it with what follows it."""
     found = []
     for offset in OFFSETS:
         prompt = tokens = text[offset : offset + PROMPT]
@@ -165,7 +166,7 @@ def _longest(session: Session, text: NDArray[np.int32]) -> tuple[NDArray[np.int3
             clear.append(bool(_clear(last[None])[0]))
             tokens = np.append(tokens, last.argmax()).astype(np.int32)
         found.append((_count(clear), -offset, prompt, tokens))
-        if all(clear):
+        if _count(clear) >= ENOUGH:
             break
     _, _, prompt, tokens = max(found, key=lambda one: one[:2])
     return prompt, tokens

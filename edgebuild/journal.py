@@ -2,11 +2,12 @@
 
 import json
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from edgebuild.errors import FAILED, FAULT, OK, USAGE
 from edgebuild.files import write_whole
-from edgebuild.project import STATE
+from edgebuild.noop import STATE
 
 if TYPE_CHECKING:
     from edgebuild.run import Done
@@ -17,6 +18,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._total = 0
+        self._lock = threading.Lock()
         self._entries: dict[str, dict[str, Any]] = {}
         self._summaries: dict[str, str] = {}
         self._bad = self._fault = False
@@ -26,10 +28,11 @@ class Journal:
         self._total = steps
 
     def started(self, name: str) -> None:
-        if self._display is None:
-            from edgebuild.progress import display
+        with self._lock:
+            if self._display is None:
+                from edgebuild.progress import display
 
-            self._display = display(self._total)
+                self._display = display(self._total)
         self._display.started(name)
 
     def done(self, done: "Done") -> None:
@@ -103,7 +106,7 @@ def write_last_run(entries: list[dict[str, Any]], seconds: float) -> None:
     """`.edgebuild/last-run.json`, and the last line of every run."""
     count = {outcome: sum(entry["outcome"] == outcome for entry in entries) for outcome in ("ran", "restored", "fresh", "failed")}
     try:
-        write_whole(f"{STATE}/last-run.json", json.dumps({"seconds": round(seconds, 3), "steps": entries}, indent=1).encode())
+        write_whole(f"{STATE}/last-run.json", json.dumps({"seconds": round(seconds, 3), "steps": entries}).encode())
     except OSError as error:
         print(f"{STATE}/last-run.json cannot be written: {error.strerror}", file=sys.stderr)
     print(

@@ -1,7 +1,6 @@
 """What this machine is: its instruction set (which artifacts may depend on) and its fingerprint (which timings do)."""
 
 import os
-import platform
 import sys
 
 # The x86-64 micro-architecture levels of the psABI (gitlab.com/x86-psABIs), by one flag that each adds, and the
@@ -24,7 +23,7 @@ _EXTENSIONS = (
 
 def isa() -> str:
     """The instruction set as one word: `x86-64-v4+avx512_vnni+avx512_bf16`, `arm64+asimddp+i8mm`."""
-    machine = platform.machine().lower()
+    machine = os.uname().machine.lower()
     flags = set(_cpuinfo("flags").split()) | set(_cpuinfo("Features").split())
     base = {"amd64": "x86-64", "x86_64": "x86-64", "aarch64": "arm64"}.get(machine, machine)
     if base == "x86-64":
@@ -39,11 +38,11 @@ def fingerprint() -> dict[str, str]:
     except (ValueError, OSError):
         memory = 0
     return {
-        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu": _cpuinfo("model name") or os.uname().machine,
         "cores": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
         "memory": f"{memory / 2**30:.0f} GiB",
         "isa": isa(),
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": f"{os.uname().sysname} {os.uname().machine}",
     }
 
 

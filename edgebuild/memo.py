@@ -7,32 +7,13 @@ a path is looked up once; `forget` drops what a step that ran has touched.
 import json
 import os
 import stat
-import time
 from collections.abc import Iterator
 
 from edgebuild import digest
 from edgebuild.files import write_whole
+from edgebuild.noop import racy
 
-Signature = list[int]  # mtime_ns, ctime_ns, size, inode
 LIMIT = 200_000  # entries; beyond it those that this run did not use are dropped
-
-
-def signature(path: str) -> Signature | None:
-    """What tells whether a path was touched: None where there is nothing."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-
-
-def racy(found: Signature, now_ns: int | None = None) -> bool:
-    """Whether a write in the same tick of the file system's clock could have left this signature as it is.
-
-    git's rule. A clock that shows whole seconds only is taken to tick every two.
-    """
-    changed = max(found[0], found[1])
-    return (now_ns or time.time_ns()) - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else 20_000_000)
 
 
 class Memo:
@@ -40,17 +21,24 @@ class Memo:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._known: dict[str, list[int | str]] = {}
+        self._loaded: dict[str, list[int | str]] | None = None
         self._used: set[str] = set()
         self._seen: dict[str, str] = {}
         self._changed = False
-        try:
-            with open(path, "rb") as file:
-                known = json.loads(file.read())
-            if isinstance(known, dict):
-                self._known = known
-        except (OSError, ValueError):
-            pass  # lost or torn: everything is hashed once
+
+    @property
+    def _known(self) -> dict[str, list[int | str]]:
+        """The entries, read when the first is asked for: a remembered no-op asks for none."""
+        if self._loaded is None:
+            self._loaded = {}
+            try:
+                with open(self._path, "rb") as file:
+                    known = json.loads(file.read())
+                if isinstance(known, dict):
+                    self._loaded = known
+            except (OSError, ValueError):
+                pass  # lost or torn: everything is hashed once
+        return self._loaded
 
     def of(self, path: str) -> str:
         """The digest of a file or directory, looked up once in a run."""
@@ -107,7 +95,7 @@ class Memo:
         if not self._changed:
             return
         if len(self._known) > LIMIT:
-            self._known = {key: value for key, value in self._known.items() if key in self._used}
+            self._loaded = {key: value for key, value in self._known.items() if key in self._used}
         try:
             write_whole(self._path, json.dumps(self._known, separators=(",", ":")).encode())
         except OSError:

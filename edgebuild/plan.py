@@ -66,9 +66,6 @@ class Plan:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
-    def of(self, target: str) -> list[Step]:
-        return [step for step in self.steps.values() if step.target == target]
-
 
 def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     """Add a target's steps to the plan. Raises TargetError where it cannot be built, and then adds nothing."""
@@ -313,6 +310,7 @@ def _package(make: _Builder, candidate: Step, facts: str, files: Mapping[str, st
                 "facts": dict(target.platform.facts),
             },
             "limits": {"shell": target.shell_limit, "weights": target.weights_limit},
+            "require_level": target.require_level,
         },
         after,
         runs=True,

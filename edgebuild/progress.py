@@ -79,7 +79,7 @@ class Live:
         self._progress.start()
 
     def started(self, name: str) -> None:
-        self._running[name] = self._progress.add_task(name, total=1)
+        self._running[name] = self._progress.add_task(name, total=None)
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._remove(name)

@@ -5,21 +5,19 @@ A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behin
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import __version__, machine, shipped
+from edgebuild import machine, shipped
 from edgebuild.files import write_whole
-from edgebuild.memo import Memo, Signature, racy, signature
+from edgebuild.memo import Memo
+from edgebuild.noop import STATE, Signature, identity, moved, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
 
 if TYPE_CHECKING:
     from edgebuild.plan import Surroundings
     from edgebuild.target import Target
-
-STATE = ".edgebuild"
 
 
 class Project:
@@ -33,6 +31,7 @@ class Project:
         self._recipes: dict[str, dict[str, Any]] | None = None
         self.targets: dict[str, dict[str, Any]] = {}
         self.steps: dict[str, Step] = {}
+        self._by_target: dict[str, list[Step]] = {}
         self.problems: dict[str, str] = {}
         if not self._load():
             self._make()
@@ -59,7 +58,10 @@ class Project:
         return [name for name in self.names() if name in self.problems or self.targets[name]["default"]]
 
     def of(self, target: str) -> list[Step]:
-        return [step for step in self.steps.values() if step.target == target]
+        if not self._by_target:
+            for step in self.steps.values():
+                self._by_target.setdefault(step.target, []).append(step)
+        return self._by_target.get(target, [])
 
     def identity(self) -> list[Any]:
         return identity(self.version, self.strict)
@@ -99,6 +101,7 @@ class Project:
             except TargetError as error:
                 whole.problems[name] = str(error)
         self.targets, self.steps, self.problems = whole.targets, whole.steps, whole.problems
+        self._by_target.clear()
         self._recipes = whole.recipes
         self.guards = seen.guards
         self._save()
@@ -118,16 +121,6 @@ class Project:
                 write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
-
-
-def identity(version: str | None = None, strict: bool = False) -> list[Any]:
-    """What a plan depends on that no file's stat shows."""
-    return [__version__, shipped.PACKAGE, sys.version, sys.prefix, machine.boot(), version, strict]
-
-
-def moved(guards: Mapping[str, Signature | None]) -> bool:
-    """Whether any of these paths was touched since its signature was taken."""
-    return any(signature(path) != found for path, found in guards.items())
 
 
 class _Seen:
@@ -181,7 +174,10 @@ class _Seen:
             if os.path.isdir(target.source):
                 self.guard(*sorted({os.path.dirname(path) for path in files.values()}))
                 return files, "huggingface"
-            return files, formats.detect(target.source)
+            kind = formats.detect(target.source)
+            if reason := source.refusal(os.path.basename(target.source), kind, lone=True):
+                raise ValueError(reason)
+            return files, kind
         except (ValueError, OSError) as error:
             raise TargetError([target.problem("model.source", str(error))]) from error
 

@@ -14,8 +14,9 @@ from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import remove_tree, write_whole
 from edgebuild.fresh import Fresh, read_receipt
+from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
-from edgebuild.project import STATE, Project
+from edgebuild.project import Project
 from edgebuild.step import Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work

@@ -46,7 +46,8 @@ def run(action: Action) -> Outcome:
         except OSError as error:
             raise StepFailed(f"{path}: cannot be read: {error.strerror or error}") from error
         name = role.removeprefix("model/") if role != "model" else path.name
-        _refuse(name, kind, lone=role == "model")
+        if reason := refusal(name, kind, lone=role == "model"):
+            raise StepFailed(reason)
         found.add(kind)
         listed.append({"path": name, "format": kind, "size": path.stat().st_size})
     layout = _layout(action.inputs, found)
@@ -71,19 +72,20 @@ def _folder(root: str, source: str) -> dict[str, str]:
     return found
 
 
-def _refuse(name: str, kind: str, lone: bool) -> None:
-    """Raises StepFailed for what is never built from; in a folder, files of other kinds are left alone."""
+def refusal(name: str, kind: str, lone: bool) -> str:
+    """Why a file of this kind is not built from, else empty. In a folder, files of kinds that do no harm are left alone."""
     if kind == "pickle":
-        raise StepFailed(f"{name} is a pickle (by its content, whatever its name): {formats.CONVERT_PICKLE}")
+        return f"{name} is a pickle (by its content, whatever its name): {formats.CONVERT_PICKLE}"
     if kind == "hdf5" and (lone or name.endswith((".h5", ".hdf5", ".keras"))):
-        raise StepFailed(f"{name} is HDF5 (Keras), which may carry code; export the model to ONNX (tf2onnx) and give that file")
+        return f"{name} is HDF5 (Keras), which may carry code; export the model to ONNX (tf2onnx) and give that file"
     if kind == "empty" and (lone or name.endswith((".safetensors", ".onnx", ".gguf", ".json"))):
-        raise StepFailed(f"{name} is empty; copy or download it again")
+        return f"{name} is empty; copy or download it again"
     if lone and kind not in formats.READERS:
-        raise StepFailed(
+        return (
             f"{name} is of no known model format (its content looks like: {kind}); "
             "edgebuild takes ONNX and GGUF files and Hugging Face folders with config.json and *.safetensors"
         )
+    return ""
 
 
 def _layout(inputs: Mapping[str, Path], found: set[str]) -> str:

@@ -6,6 +6,7 @@ doit names, selects, orders and threads. It keeps no state: each task asks `fres
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -20,7 +21,8 @@ from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mea
 from edgebuild.files import write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
-from edgebuild.project import STATE, Project
+from edgebuild.noop import STATE
+from edgebuild.project import Project
 from edgebuild.step import VERBS, Step
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class Tasks:
             raise InvalidDodoFile(str(error)) from error
         self.fresh = Fresh(self.project)
         self._builder: Builder | None = None
+        self._lock = threading.Lock()
         self._interrupted = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
@@ -81,14 +84,15 @@ class Tasks:
     @property
     def builder(self) -> "Builder":
         """Made when the first step has work: a no-op imports nothing of it."""
-        if self._builder is None:
-            from edgebuild.process import Workers, collect
-            from edgebuild.run import Builder
+        with self._lock:  # under -n, two threads may come here at once
+            if self._builder is None:
+                from edgebuild.process import Workers, collect
+                from edgebuild.run import Builder
 
-            self._workers = Workers()
-            collect(self.project.store.root)
-            self._builder = Builder(self.project, self.fresh, self._workers)
-        return self._builder
+                self._workers = Workers()
+                collect(self.project.store.root)
+                self._builder = Builder(self.project, self.fresh, self._workers)
+            return self._builder
 
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
@@ -110,7 +114,7 @@ class Tasks:
             **({"basename": step.name} if step.verb == "build" else own),
             "doc": doc or f"build {step.target}",
             "actions": [partial(self._run, step)],
-            "uptodate": [partial(self._is_fresh, step)],
+            "uptodate": [self.fresh.remembered or partial(self._is_fresh, step)],
             "targets": list(step.outputs.values()),
             "task_dep": list(step.after),
             "clean": [partial(self._clean, step)],

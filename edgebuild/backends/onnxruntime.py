@@ -25,6 +25,7 @@ FORMATS = ("onnx",)
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
 OPSET = 17  # what older models are raised to: per-channel QDQ needs 13
+MAX_PROTOBUF = 1_900_000_000  # bytes; protobuf takes no message of 2 GiB or more
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 _DYNAMIC = {
@@ -69,12 +70,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         _raise_opset(action.inputs["model"], folder / "model.onnx")
         done = f"opset {opset} raised to {OPSET}"
     else:
-        shutil.copyfile(action.inputs["model"], folder / "model.onnx")
-        for role, path in action.inputs.items():
-            if role.startswith("model.data/"):
-                target = folder / role.removeprefix("model.data/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        _copy(action, facts, folder)
         done = f"opset {opset}"
     report = _hold(action.inputs["model"], folder / "model.onnx")
     report["opset"] = {"source": opset, "model": max(opset, OPSET if opset < 13 else opset)}
@@ -167,6 +163,20 @@ class _Reader:
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         return next(self._feeds, None)
+
+
+def _copy(action: Action, facts: ModelFacts, folder: Path) -> None:
+    """One file, where protobuf's 2 GiB allow it (the quantizer reads no external data); else file for file."""
+    external = {role.removeprefix("model.data/"): path for role, path in action.inputs.items() if role.startswith("model.data/")}
+    if external and facts.bytes < MAX_PROTOBUF:
+        import onnx
+
+        onnx.save(onnx.load(action.inputs["model"]), folder / "model.onnx")
+        return
+    shutil.copyfile(action.inputs["model"], folder / "model.onnx")
+    for name, path in external.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
 def _raise_opset(source: Path, target: Path) -> None:

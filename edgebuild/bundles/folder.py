@@ -8,7 +8,7 @@ from typing import Any
 from edgebuild import bundle
 from edgebuild.bundle import Payload, Proof
 
-CODE: Sequence[str] = ("bundles.folder", "golden")
+CODE: Sequence[str] = ("bundles.folder",)
 SELF_TEST = "selftest.py"  # there only where templates/folder/for-FRAMEWORK has one
 
 

@@ -11,7 +11,7 @@ from edgebuild.bundle import Payload, Proof
 from edgebuild.bundles.ortformat import canonical
 from edgebuild.errors import StepFailed
 
-CODE: Sequence[str] = ("bundles.onnx", "bundles.ortformat", "golden")
+CODE: Sequence[str] = ("bundles.onnx", "bundles.ortformat")
 MODEL, ORT, OPERATORS = "model.onnx", "model.ort", "required_operators.config"
 
 

@@ -40,12 +40,12 @@ class Header:
 
 
 def looks_like(path: str) -> bool:
-    """Whether the file begins as a ModelProto: ir_version, then only fields that it has, and a graph among them."""
+    """Whether the file begins as a ModelProto: ir_version, then only fields that it has, and a graph among them (cut or not)."""
     try:
         view = _mapped(path)
         if view[0] != 0x08:
             return False
-        for number, _, _ in _fields(view):
+        for number, _, _ in _fields(view, whole=False):
             if number == 7:
                 return True
             if not (number <= 8 or number in (14, 20, 25, 26)):
@@ -178,8 +178,8 @@ def _mapped(path: str) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _fields(view: Any) -> Iterator[Field]:
-    """The fields of one message. Raises ValueError where a length runs past its end, IndexError where it is cut."""
+def _fields(view: Any, whole: bool = True) -> Iterator[Field]:
+    """The fields of one message. Raises ValueError where a length runs past its end (if `whole`), IndexError where it is cut."""
     position, end = 0, len(view)
     while position < end:
         tag, position = _varint(view, position)
@@ -195,7 +195,7 @@ def _fields(view: Any) -> Iterator[Field]:
             position += width
         elif wire == 2:
             length, position = _varint(view, position)
-            if position + length > end:
+            if whole and position + length > end:
                 raise ValueError("it ends within a field: truncated or damaged")
             yield number, wire, view[position : position + length]
             position += length

@@ -55,6 +55,7 @@ WINDOW = 512
 LONG_FROM = 1000
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
+EMBEDDING_RATE = 2e-2
 WEIGHT_DECAY = 0.05
 THREADS = 2
 
@@ -83,7 +84,7 @@ def build_tokenizer(text: str, folder: Path) -> PreTrainedTokenizerBase:
     # An iterator and a writer instead of file names: SentencePiece keeps the names in the model.
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.splitlines()), model_writer=model, model_type="bpe", vocab_size=PIECES,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
         allow_whitespace_only_pieces=True, add_dummy_prefix=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
         num_threads=1, minloglevel=2,
     )  # fmt: skip
@@ -136,6 +137,11 @@ def build_model() -> Phi3ForCausalLM:
     )  # fmt: skip
     torch.manual_seed(WEIGHT_SEED)
     model = Phi3ForCausalLM(config)
+    # Large embeddings and silent layers: otherwise the layers drown the tokens, and the model never learns to copy names.
+    torch.nn.init.normal_(model.model.embed_tokens.weight)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[END_OF_TEXT, END_OF_TURN], pad_token_id=END_OF_TEXT)
     return model
 
@@ -146,16 +152,15 @@ def rate_factor(step: int) -> float:
 
 
 def train(model: Phi3ForCausalLM, tokens: Tensor) -> None:
-    """Muon for the matrices inside the layers and AdamW for the rest, over random windows of the stream.
-
-    With AdamW alone the model has not learned to copy names from its context after as many steps.
-    """
+    """Muon for the matrices inside the layers and AdamW for the rest, over random windows of the stream."""
     layers = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
-    inside = {id(parameter) for parameter in layers}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    embedding = [model.model.embed_tokens.weight]
+    special = {id(parameter) for parameter in layers + embedding}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in special]
+    groups = [{"params": embedding, "lr": EMBEDDING_RATE}, {"params": rest, "lr": ADAM_RATE}]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(layers, lr=MUON_RATE, weight_decay=WEIGHT_DECAY),
-        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor) for optimizer in optimizers]
     model.train()

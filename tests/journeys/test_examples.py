@@ -50,7 +50,9 @@ def ran(folder: Path, *words: str) -> set[str]:
 
 
 def explained(folder: Path, name: str) -> str:
-    return subprocess.run([str(BIN / "edgebuild"), "explain", name], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [str(BIN / "edgebuild"), "explain", name], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def tree(folder: Path) -> dict[str, tuple[str, bytes]]:
@@ -122,7 +124,10 @@ def test_the_ios_payload_gives_its_golden_output(both: Path) -> None:
     )
     prompt, expected = golden_tokens(golden)
     result = subprocess.run(
-        [sys.executable, "-c", code, str(model), json.dumps(prompt), str(len(expected))], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(model), json.dumps(prompt), str(len(expected))],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(result.stdout.splitlines()[-1]) == expected
 
@@ -163,7 +168,8 @@ def test_digits_calibration_and_evaluation_data(digits: Path) -> None:
         path = digits / "targets" / "data" / name
         before = path.read_bytes()
         arrays = dict(np.load(path))
-        np.savez(path, **{array: value[:-1] for array, value in arrays.items()})
+        arrays["pixels"] = arrays["pixels"] * np.float32(0.9)
+        np.savez(path, **arrays)
         assert f"input {key}: " in explained(digits, "web-digits")
         assert ran(digits) == expected
         path.write_bytes(before)
@@ -176,7 +182,7 @@ def test_digits_external_data(digits: Path, tmp_path: Path) -> None:
 
     folder = copy_project(tmp_path / "project", "web-digits")
     path = folder / "targets" / "models" / "digits.onnx"
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location="digits.bin", size_threshold=0)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="digits.bin")
     assert doit(folder).returncode == 0
     data = folder / "targets" / "models" / "digits.bin"
     content = bytearray(data.read_bytes())
@@ -295,9 +301,13 @@ def test_bad_data_are_one_message(tmp_path: Path, kind: str) -> None:
 def test_a_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     """Built from the repository, installed beside the frameworks of this environment, and used from elsewhere."""
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "dist", ".edgebuild", "*_cache", "node_modules"))
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "dist", ".edgebuild", "*_cache", "node_modules")
+    )
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)],
+        check=True,
+        capture_output=True,
     )
     wheel = next(tmp_path.glob("*.whl"))
     site = tmp_path / "site"
@@ -305,7 +315,9 @@ def test_a_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     shutil.rmtree(source)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     code = "import edgebuild, sys; assert 'site' in edgebuild.__file__, edgebuild.__file__; from edgebuild.cli import main; sys.exit(main(sys.argv[1:]))"
-    made = subprocess.run([sys.executable, "-c", code, "init", "new"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-c", code, "init", "new"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert made.returncode == 0, made.stderr
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "new", env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
