@@ -24,6 +24,8 @@ import numpy as np
 from edgebuild import machine, samples
 from edgebuild.backend import Backend, Session
 from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.intervals import CONFIDENCE
+from edgebuild.meter import POWERCAP, Energy, Memory
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 # The least calls and seconds for each of the two (the classes of MLPerf Mobile: rapid, quick, normal).
 PROFILES: Mapping[str, tuple[int, float]] = {"rapid": (64, 6.0), "quick": (128, 10.0), "release": (1024, 60.0)}
 PERCENTILES = {"latency_p50": 0.5, "latency_p90": 0.9, "latency_p95": 0.95, "latency_p99": 0.99}
-CONFIDENCE = 0.95
 RESAMPLES = 1000
 BLOCK_SECONDS = 0.2  # short beside what disturbs a machine, so that a disturbance meets both
 LEAST_PAIRS = 8  # of blocks: a bootstrap of fewer says too little, so there is no interval
@@ -43,7 +44,6 @@ WARM_CALLS, WARM_SECONDS = 3, 0.5
 LEAST_ENERGY_SECONDS = 10.0  # RAPL counts the whole package: over less, what else ran decides
 NOISY = 1.25  # p95/p50 of a fixed loop: above it the machine, not the model, makes the spread
 SPINS, SPIN_LOOPS = 100, 20_000
-POWERCAP = Path("/sys/class/powercap")
 # One process each: on a tiny model another pair of processes gave a ratio 1 % off, where the interval was 0.2 % wide.
 BASELINE = "the unquantized model in the same runtime on the same machine, in alternation, one process each"
 NO_RAPL = "unavailable: no RAPL counters here (virtual machine, container or no permission)"
@@ -255,31 +255,6 @@ def _ended(process: subprocess.Popen[str]) -> str:
     return f"its process ended with status {status} and no answer"
 
 
-class Energy:
-    """Joules of all processor packages between start and stop, from RAPL's counters; None where they cannot be read."""
-
-    def __init__(self, root: Path) -> None:
-        # intel-rapl:0 is a package; intel-rapl:0:1 is a part of it and would count twice.
-        self._zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
-        self._begin: list[int] | None = None
-
-    def start(self) -> None:
-        self._begin = self._read("energy_uj")
-
-    def stop(self) -> float | None:
-        """The counters begin again at 0 behind max_energy_range_uj."""
-        now, ranges = self._read("energy_uj"), self._read("max_energy_range_uj")
-        if self._begin is None or now is None or ranges is None:
-            return None
-        return sum((after - before) % (top + 1) for before, after, top in zip(self._begin, now, ranges, strict=True)) * 1e-6
-
-    def _read(self, name: str) -> list[int] | None:
-        try:
-            return [int((zone / name).read_text(encoding="ascii")) for zone in self._zones] or None
-        except (OSError, ValueError):
-            return None
-
-
 # --- from latencies to measurements ----------------------------------------------------------------------------------
 
 
@@ -430,7 +405,7 @@ def _serve(order: Mapping[str, Any], commands: IO[str], answer: Callable[[Mappin
             importlib.import_module(module)
         except Exception:  # noqa: BLE001 - a framework's own module; where it does not load, it counts as the model's
             continue
-    idle = _Memory()
+    idle = Memory()
     start = time.perf_counter_ns()
     session = backend.open(Path(order["model"]), order["view"])
     loaded = time.perf_counter_ns()
@@ -470,37 +445,6 @@ def _clock(call: Callable[[], object]) -> int:
     start = time.perf_counter_ns()
     call()
     return time.perf_counter_ns() - start
-
-
-class _Memory:
-    """What this process uses beyond what it used when this was made, in bytes, from /proc; elsewhere unknown."""
-
-    def __init__(self) -> None:
-        try:  # the peak of importing is not the model's: 5 sets VmHWM back to what is resident now (proc(5))
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        except OSError:
-            pass  # then the peak may be the imports' and the figure too high, never too low
-        self._idle = _status()
-
-    def above(self) -> dict[str, Any]:
-        now = _status()
-        if not now or not self._idle:
-            return {"peak": None, "anonymous": None, "memory_reason": "not measured: this system has no /proc/self/status"}
-        return {
-            "peak": max(0, now["VmHWM"] - self._idle["VmRSS"]),
-            "anonymous": max(0, now["RssAnon"] - self._idle["RssAnon"]),
-            "memory_reason": "",
-        }
-
-
-def _status() -> dict[str, int]:
-    """VmHWM, VmRSS and RssAnon of this process, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS", "RssAnon")}
-    except (OSError, ValueError, KeyError, IndexError):
-        return {}
 
 
 def main() -> int:

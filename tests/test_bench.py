@@ -14,7 +14,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from edgebuild import bench, machine
+from edgebuild import bench, machine, meter
 from edgebuild.backend import Backend
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
@@ -90,7 +90,7 @@ def test_a_real_run(tmp_path: Path) -> None:
     assert rows["first_inference", "candidate"]["value"] > 0
     assert rows["host_noise", "host"]["value"] >= 1
     assert ("carbon", "candidate") not in rows
-    if not bench.POWERCAP.exists():
+    if not meter.POWERCAP.exists():
         assert rows["energy", "candidate"]["reason"] == bench.NO_RAPL
     assert outcome.summary.startswith("inference p50 ")
     assert outcome.summary.endswith("33.6 MB → 4.19 MB (×0.125)")
@@ -238,7 +238,7 @@ def test_energy_counters_of_all_packages_and_round_their_end(tmp_path: Path) -> 
     zone(tmp_path, "intel-rapl:0", 100)
     zone(tmp_path, "intel-rapl:0:1", 5)  # a part of the first
     zone(tmp_path, "intel-rapl:1", 990)
-    energy = bench.Energy(tmp_path)
+    energy = meter.Energy(tmp_path)
     energy.start()
     zone(tmp_path, "intel-rapl:0", 350)
     zone(tmp_path, "intel-rapl:0:1", 900)
@@ -247,12 +247,12 @@ def test_energy_counters_of_all_packages_and_round_their_end(tmp_path: Path) -> 
 
 
 def test_no_counters_no_energy(tmp_path: Path) -> None:
-    energy = bench.Energy(tmp_path)
+    energy = meter.Energy(tmp_path)
     energy.start()
     assert energy.stop() is None
     unreadable = zone(tmp_path, "intel-rapl:0", 1)
     (unreadable / "energy_uj").unlink()
-    energy = bench.Energy(tmp_path)
+    energy = meter.Energy(tmp_path)
     energy.start()
     assert energy.stop() is None
 
@@ -261,7 +261,7 @@ def test_no_counters_no_energy(tmp_path: Path) -> None:
 def test_memory_is_what_came_on_top() -> None:
     ballast = bytearray(os.urandom(1024)) * 64 * 1024  # a peak before, which is not counted
     del ballast
-    memory = bench._Memory()
+    memory = meter.Memory()
     block = np.ones(5_000_000)
     del block
     found = memory.above()

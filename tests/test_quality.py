@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgebuild import quality, samples
+from edgebuild import intervals, quality, samples
 from edgebuild.backend import Backend
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
@@ -27,30 +27,30 @@ from edgebuild.step import Action
 )
 def test_wilson_gives_the_published_intervals(hits: int, n: int, low: float, high: float) -> None:
     """R. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert quality.wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+    assert intervals.wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_tango_gives_the_published_interval() -> None:
     """Airway hyper-responsiveness (Bentur 2009): 1, 1, 7, 12 of 21; M. Fagerland et al., Statistical Analysis of Contingency Tables."""
-    assert quality.tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+    assert intervals.tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
 
 
 def test_tango_gives_what_r_gives() -> None:
     """PropCIs::scoreci.mp(25, 28, 618) at 90 %."""
-    assert quality.tango(28, 25, 618, 0.9) == pytest.approx((-0.0148, 0.0247), abs=5e-5)
+    assert intervals.tango(28, 25, 618, 0.9) == pytest.approx((-0.0148, 0.0247), abs=5e-5)
 
 
 def test_tango_by_hand_where_no_pair_or_every_pair_is_discordant() -> None:
     """The constrained estimate is 0 and (1 - Δ)/2 there, so the score equations are nΔ/(1 - Δ) = z² and n(1 - Δ)/(1 + Δ) = z²."""
     z2 = 1.959963984540054**2
-    assert quality.tango(0, 0, 597) == pytest.approx((-z2 / (597 + z2), z2 / (597 + z2)))
-    assert quality.tango(50, 0, 50) == pytest.approx(((50 - z2) / (50 + z2), 1.0))
+    assert intervals.tango(0, 0, 597) == pytest.approx((-z2 / (597 + z2), z2 / (597 + z2)))
+    assert intervals.tango(50, 0, 50) == pytest.approx(((50 - z2) / (50 + z2), 1.0))
 
 
 @pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 9), (3, 1, 40), (1, 3, 40), (0, 5, 30), (10, 10, 25)])
 def test_tango_against_the_likelihood(gained: int, lost: int, n: int) -> None:
     """At each bound, the difference is z deviations from the estimate, with the deviation of the most likely model of that bound."""
-    for bound in quality.tango(gained, lost, n):
+    for bound in intervals.tango(gained, lost, n):
         least = max(0.0, -bound)
         shares = np.linspace(least + 1e-9, (1 - abs(bound)) / 2 + least - 1e-9, 400_001)  # of the lost
         likely = gained * np.log(shares + bound + 1e-300) + lost * np.log(shares + 1e-300)
@@ -61,8 +61,8 @@ def test_tango_against_the_likelihood(gained: int, lost: int, n: int) -> None:
 
 
 def test_tango_is_symmetric() -> None:
-    low, high = quality.tango(7, 2, 90)
-    assert quality.tango(2, 7, 90) == pytest.approx((-high, -low))
+    low, high = intervals.tango(7, 2, 90)
+    assert intervals.tango(2, 7, 90) == pytest.approx((-high, -low))
 
 
 def test_divergence_by_hand() -> None:
@@ -93,13 +93,13 @@ def test_the_bootstrap_covers_what_it_says() -> None:
     held = 0
     for _ in range(400):
         values = generator.exponential(1.0, 16) * 0.5 + generator.normal(0, 0.5, 16)
-        low, high = cast("tuple[float, float]", quality.bootstrap(values, np.ones(16)))
+        low, high = cast("tuple[float, float]", intervals.bootstrap(values, np.ones(16)))
         held += low <= 0.5 <= high
     assert 0.92 <= held / 400 <= 0.98
 
 
 def test_the_bootstrap_has_no_interval_of_one_unit() -> None:
-    assert quality.bootstrap(np.ones(1), np.ones(1)) is None
+    assert intervals.bootstrap(np.ones(1), np.ones(1)) is None
 
 
 # --- models with named outputs ----------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_a_classifier_that_loses_a_class(tmp_path: Path) -> None:
     found = case.candidate(linear(tmp_path / "b.onnx", np.diag([2.0, 2.0, 0.0]) + 1e-3 * np.eye(3, k=2).T))
     assert found["flip_rate"]["value"] == pytest.approx(1 / 3)
     assert found["accuracy"]["value"] == found["quality"]["value"] == pytest.approx(2 / 3)
-    low, high = quality.tango(0, 10, 30)
+    low, high = intervals.tango(0, 10, 30)
     assert found["quality"]["interval"] == [pytest.approx(1 + low), pytest.approx(1 + high)]
 
 
@@ -380,7 +380,7 @@ def test_a_second_view_is_shown_and_not_judged(tmp_path: Path) -> None:
     found = case.candidate(tmp_path / "a.npy")
     assert found["kl_mean"]["value"] < 1e-6
     assert found["kl_mean"]["phase"] == "exact"
-    assert found["same_top"]["interval"] == [pytest.approx(quality.wilson(3060, 3060)[0]), 1.0]
+    assert found["same_top"]["interval"] == [pytest.approx(intervals.wilson(3060, 3060)[0]), 1.0]
     for name in ("kl_mean", "same_top", "perplexity_ratio", "kl_views"):
         row = found[f"rounded {name}"]
         assert row["n"] == 510
