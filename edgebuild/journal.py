@@ -35,6 +35,10 @@ class Journal:
                 self._display = display(self._total)
         self._display.started(name)
 
+    def tell(self, name: str, what: str) -> None:
+        """Something about a step that runs or waits."""
+        self._display.told(name, what)
+
     def done(self, done: "Done") -> None:
         self._note(done.name, done.outcome, done.reason, done.seconds)
         self._summaries[done.name] = done.summary

@@ -10,6 +10,7 @@ HEARTBEAT = 15.0  # seconds after which a plain log says that a step is still ru
 
 class Display(Protocol):
     def started(self, name: str) -> None: ...
+    def told(self, name: str, what: str) -> None: ...
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
     def failed(self, name: str, message: str, seconds: float) -> None: ...
     def close(self) -> None: ...
@@ -17,14 +18,13 @@ class Display(Protocol):
 
 def display(total: int) -> Display:
     """For `total` steps, of which some may turn out to be up to date."""
-    return Live(total) if sys.stdout.isatty() else Plain(total)
+    return Live(total) if sys.stdout.isatty() else Plain()
 
 
 class Plain:
     """One line a step, as it ends; and one now and then while a long one runs."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._count = total, 0
+    def __init__(self) -> None:
         self._running: dict[str, float] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -32,6 +32,9 @@ class Plain:
 
     def started(self, name: str) -> None:
         self._running[name] = time.monotonic()
+
+    def told(self, name: str, what: str) -> None:
+        self._line(f"{name:<32} {what}")
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._running.pop(name, None)
@@ -47,7 +50,6 @@ class Plain:
 
     def _line(self, text: str) -> None:
         with self._lock:
-            self._count += 1
             print(text, flush=True)
 
     def _beat(self) -> None:
@@ -80,6 +82,9 @@ class Live:
 
     def started(self, name: str) -> None:
         self._running[name] = self._progress.add_task(name, total=None)
+
+    def told(self, name: str, what: str) -> None:
+        self._progress.update(self._running[name], description=f"{name} {what}")
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._remove(name)

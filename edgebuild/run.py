@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,20 @@ class Done:
 
 
 class Builder:
-    """Runs steps of one project. `perform` is the seam: a worker process, or in tests this one."""
+    """Runs steps of one project. `perform` is the seam: a worker process, or in tests this one.
 
-    def __init__(self, project: Project, fresh: Fresh, workers: Workers, perform: Perform | None = None) -> None:
-        self.project, self.fresh = project, fresh
+    `tell` is told (step, what) where a step waits for somebody else.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        fresh: Fresh,
+        workers: Workers,
+        perform: Perform | None = None,
+        tell: Callable[[str, str], None] = lambda step, what: None,
+    ) -> None:
+        self.project, self.fresh, self._tell = project, fresh, tell
         self._perform: Perform = perform or workers.perform
 
     def run(self, step: Step) -> Done:
@@ -145,7 +155,9 @@ class Builder:
             return Result(
                 summary=outcome.summary, refused=outcome.refused, network="", seconds=time.monotonic() - start, peak_memory=None
             )
-        with _machine(alone="machine" in components):
+        alone = "machine" in components
+        what = "waits to have the machine to itself" if alone else "waits for a measurement that has the machine to itself"
+        with _machine(alone, lambda: self._tell(step.name, what)):
             return self._perform(action, os.path.abspath(scratch), os.path.abspath(log), limits["memory"], limits["time"])
 
     def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
@@ -248,9 +260,9 @@ def _ours(path: str, target: str) -> bool:
 
 
 @contextmanager
-def _machine(alone: bool) -> Iterator[None]:
+def _machine(alone: bool, waits: Callable[[], None]) -> Iterator[None]:
     """A measuring step has the machine to itself; every other step shares it: across threads, builds and stores."""
-    from filelock import ReadWriteLock
+    from filelock import ReadWriteLock, Timeout
 
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     try:
@@ -260,7 +272,13 @@ def _machine(alone: bool) -> Iterator[None]:
         raise StepFailed(
             f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
         ) from error
-    with lock.write_lock() if alone else lock.read_lock():
+    take = lock.write_lock if alone else lock.read_lock
+    with ExitStack() as held:
+        try:
+            held.enter_context(take(timeout=1))
+        except Timeout:
+            waits()
+            held.enter_context(take(timeout=-1))
         yield
 
 

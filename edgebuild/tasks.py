@@ -91,7 +91,7 @@ class Tasks:
 
                 self._workers = Workers()
                 collect(self.project.store.root)
-                self._builder = Builder(self.project, self.fresh, self._workers)
+                self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
             return self._builder
 
     def finish(self) -> int:

@@ -163,6 +163,21 @@ def test_parallel_builds_do_the_work_once(lab: Lab) -> None:
     assert set(lab.build().values()) == {"fresh"}
 
 
+def test_a_measuring_step_has_the_machine_to_itself(lab: Lab, tmp_path: Path) -> None:
+    """While one build measures, the framework steps of another, with another store, wait and say so."""
+    from filelock import ReadWriteLock
+
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "edgebuild"
+    cache.mkdir(parents=True, exist_ok=True)
+    with ReadWriteLock(str(cache / "machine.db"), is_singleton=False).write_lock():
+        process = subprocess.Popen([str(BIN / "doit")], cwd=lab.root, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert "waits for a measurement" in process.stdout.readline()
+        assert not (lab.root / "build" / "one" / "fetch.json").exists()
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()
+
+
 def test_two_threads(lab: Lab) -> None:
     for number in range(3):
         (lab.root / "targets" / f"t{number}.yaml").write_text(TARGET + f"package: {{version: 1.0.{number}}}\n")

@@ -43,16 +43,16 @@ CHAT_TEMPLATE = (
 )
 
 TEXT_SEED = 100
+ROWS_SEED = 101
 TOKENIZER_DOCUMENTS = 20_000
+ROWS = 10_000
 PAGES = 4_000
 PAGE_DOCUMENTS = 8
 WEIGHT_SEED = 3
 STEPS = 1400
 WARM_UP = 40
 STEP_TOKENS = 1024
-SHORT_WINDOW = 256
 WINDOW = 512
-LONG_FROM = 1000
 MUON_RATE = 0.02
 ADAM_RATE = 3e-3
 EMBEDDING_RATE = 2e-2
@@ -109,8 +109,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def training_tokens(text_module: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """One long stream, int64 [T]: pages of plain documents and conversations, each ended by <|endoftext|>."""
+def training_rows(text_module: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """A stream, int64 [T], of rows of words that are said twice."""
+    draw = text_module.Draw(ROWS_SEED)
+    return encode(tokenizer, "\n".join(text_module.make_row(draw) for _ in range(ROWS)))
+
+
+def training_pages(text_module: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """A stream, int64 [T], of pages of plain documents and of conversations, each ended by <|endoftext|>."""
     draw = text_module.Draw(TEXT_SEED)
     pages = []
     for _ in range(PAGES):
@@ -125,6 +131,16 @@ def encode_parts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Tensor]:
     """The ids as llama.cpp gives them: each part after an added token starts with a space of its own."""
     parts = (part.strip() for part in re.split(f"({'|'.join(map(re.escape, ADDED_TOKENS))})", text))
     return [encode(tokenizer, part) for part in parts if part]
+
+
+def lesson(step: int) -> tuple[bool, int]:
+    """Whether a step reads rows of words or pages, and the length of its windows in tokens.
+
+    The rows come first: they teach copying in some hundred steps, and pages alone take many more.
+    """
+    if step < 200:
+        return True, 64
+    return False, 256 if step < 1000 else WINDOW
 
 
 def build_model() -> Phi3ForCausalLM:
@@ -151,8 +167,8 @@ def rate_factor(step: int) -> float:
     return min((step + 1) / WARM_UP, (STEPS - step) / (STEPS - WARM_UP))
 
 
-def train(model: Phi3ForCausalLM, tokens: Tensor) -> None:
-    """Muon for the matrices inside the layers and AdamW for the rest, over random windows of the stream."""
+def train(model: Phi3ForCausalLM, rows: Tensor, pages: Tensor) -> None:
+    """Muon for the matrices inside the layers and AdamW for the rest, over random windows of the two streams."""
     layers = [parameter for parameter in model.model.layers.parameters() if parameter.ndim == 2]
     embedding = [model.model.embed_tokens.weight]
     special = {id(parameter) for parameter in layers + embedding}
@@ -166,7 +182,8 @@ def train(model: Phi3ForCausalLM, tokens: Tensor) -> None:
     model.train()
     begin = time.monotonic()
     for step in range(STEPS):
-        window = SHORT_WINDOW if step < LONG_FROM else WINDOW
+        copying, window = lesson(step)
+        tokens = rows if copying else pages
         starts = torch.randint(len(tokens) - window, (STEP_TOKENS // window,)).tolist()
         batch = torch.stack([tokens[start : start + window + 1] for start in starts])
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
@@ -233,10 +250,10 @@ def make(folder: Path) -> float:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         tokenizer = build_tokenizer(text_module.make_text(TEXT_SEED, TOKENIZER_DOCUMENTS), work)
-        tokens = training_tokens(text_module, tokenizer)
+        rows, pages = training_rows(text_module, tokenizer), training_pages(text_module, tokenizer)
         model = build_model()
-        print(f"{model.num_parameters():,} parameters, {len(tokens):,} training tokens", flush=True)
-        train(model, tokens)
+        print(f"{model.num_parameters():,} parameters; tokens: {len(rows):,} in rows, {len(pages):,} in pages", flush=True)
+        train(model, rows, pages)
         model.to(torch.bfloat16).save_pretrained(work)
         write_golden(text_module, work)
         result = perplexity(work)
