@@ -131,7 +131,7 @@ class Workers:
         if "error" in result:
             if result["error"].startswith("unexpected"):
                 full = _full(scratch)  # a framework says it in words of its own, or not at all
-                raise StepFailed(disk(OSError(errno.ENOSPC, "")) if full else f"{result['error']}\n  log: {log}")
+                raise StepFailed(disk(OSError(errno.ENOSPC, "")) if full else f"{result['error']}\n  log: {os.path.relpath(log)}")
             raise StepFailed(result["error"])
         return Result(
             summary=result["summary"], refused=result["refused"], network=result["network"], seconds=took, peak_memory=peak
@@ -250,7 +250,7 @@ def _tail(log: str) -> str:
     except OSError:
         return ""
     shown = "".join(f"\n    | {line[:200]}" for line in lines)
-    return f"\n  log: {log}{shown}"
+    return f"\n  log: {os.path.relpath(log)}{shown}"
 
 
 def _names(folder: str) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import partial
 from types import FrameType
@@ -117,7 +117,7 @@ class Tasks:
             "uptodate": [self.fresh.remembered or partial(self._is_fresh, step)],
             "targets": list(step.outputs.values()),
             "task_dep": list(step.after),
-            "clean": [partial(self._clean, step)],
+            "clean": [self._cleaner(step)],
             "io": {"capture": False},
         }
 
@@ -152,11 +152,18 @@ class Tasks:
         self.journal.bad(name, problem)
         return TaskFailed(problem, report=False)
 
-    def _clean(self, step: Step) -> None:
-        from edgebuild.run import clean
+    def _cleaner(self, step: Step) -> Callable[[], None]:
+        """`doit clean build:NAME` removes what the whole target made; of another task, what its step made."""
 
-        clean(self.project, step)
-        self.project.memo.save()
+        def remove() -> None:
+            from edgebuild.run import clean
+
+            for one in reversed(self.project.of(step.target) if step.verb == "build" else [step]):
+                clean(self.project, one)
+            self.project.memo.save()
+
+        remove.__qualname__ = f"remove what {step.name} made"  # doit prints it
+        return remove
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupted = True

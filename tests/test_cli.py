@@ -192,6 +192,9 @@ def test_clean(lab: Lab) -> None:
     assert not (lab.root / "build").exists()
     assert not (lab.root / "dist").exists()
     assert "9 restored" in run(lab).stdout
+    assert "remove what build:one made" in run(lab, "clean", "build:one").stdout
+    assert not (lab.root / "build").exists()
+    assert not (lab.root / "dist").exists()
 
 
 def test_a_removed_target_takes_its_bundle_with_it(lab: Lab) -> None:

@@ -24,6 +24,7 @@ from edgebuild.backend import ModelFacts
 from edgebuild.errors import EdgebuildError, StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
+from edgebuild.units import human
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,8 +125,8 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         "not_quantized": sorted(layer.name for layer in layers if not layer.quantized),
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    sizes = f"{before / 1e6:,.1f} MB -> {after / 1e6:,.1f} MB"
-    return Outcome(summary=f"{scheme}, groups of {group}: {sizes}, {done} of {len(layers)} layers")
+    sizes = f"{human(before)} → {human(after)}"
+    return Outcome(summary=f"{scheme} in groups of {group}, {done} of {len(layers)} layers, {sizes}")
 
 
 def open(model: Path, view: str = "") -> MlxSession:

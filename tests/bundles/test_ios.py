@@ -5,6 +5,8 @@ import plistlib
 from pathlib import Path
 
 import pytest
+import tree_sitter
+import tree_sitter_swift
 
 from edgebuild import bundle, golden
 from edgebuild.bundles import ios
@@ -38,10 +40,8 @@ def test_proof_is_honest(tmp_path: Path) -> None:
 
 
 def test_swift_by_its_grammar(tmp_path: Path) -> None:
-    """With tree-sitter, where somebody has installed it: it is no dependency."""
-    tree_sitter = pytest.importorskip("tree_sitter")
-    language = pytest.importorskip("tree_sitter_swift")
-    parser = tree_sitter.Parser(tree_sitter.Language(language.language()))
+    """By tree-sitter: no Swift compiler comes with Linux."""
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
     found = [path for path in files(pack("ios", tmp_path)) if path.suffix == ".swift"]
     assert len(found) == 3
     assert not [path.name for path in found if parser.parse(path.read_bytes()).root_node.has_error]
@@ -150,7 +150,6 @@ def test_an_artifact_that_is_no_model_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_example_model_runs_from_the_bundle(tmp_path: Path) -> None:
     """tiny-phi3, int4: loaded by mlx-lm from the bundle, its golden output; the same bytes twice."""
-    pytest.importorskip("mlx_lm")
     from edgebuild import assess
     from edgebuild.backends import mlx
     from edgebuild.step import Action
