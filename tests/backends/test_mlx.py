@@ -145,8 +145,8 @@ def test_quantize(converted: Path, tmp_path: Path, scheme: str, group_size: int)
     found = report(tmp_path / "out")
     assert found["layers_quantized"] == found["layers"] == 18
     assert found["bytes_after"] < found["bytes_before"] * (found["bits"] + 1.1) / 16
-    assert outcome.summary.startswith(f"{scheme}, groups of {group_size}: 8.4 MB -> ")
-    assert outcome.summary.endswith(" MB, 18 of 18 layers")
+    assert outcome.summary.startswith(f"{scheme} in groups of {group_size}, ")
+    assert ", 18 of 18 layers, 8.4 MB → " in outcome.summary
     exact, stored = (mlx.open(tmp_path / "out/model", view) for view in mlx.VIEWS)
     assert exact.runtime.endswith("weights dequantized to float32")
     assert stored.runtime.endswith(f"{scheme} kernels")
