@@ -5,7 +5,7 @@ import unicodedata
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s?(B|kB|KB|MB|GB|TB|KiB|MiB|GiB|TiB)\Z")
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s?(ms|s|min|h|d)\Z")
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]\Z|[a-z0-9]\Z")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]\Z")
 SEMVER = re.compile(
     r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(\.(0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*)?"
     r"(\+[0-9a-zA-Z-]+(\.[0-9a-zA-Z-]+)*)?\Z"
@@ -47,7 +47,7 @@ def human(value: float) -> str:
 def name_problem(name: str) -> str:
     """Why `name` may not be a target's name; empty where it may."""
     if not NAME.match(name) or ".." in name:
-        return "a name has 1 to 64 of a-z, 0-9, '.', '_', '-', begins and ends with a letter or digit and holds no '..'"
+        return "a name has 2 to 64 of a-z, 0-9, '.', '_', '-', begins and ends with a letter or digit and holds no '..'"
     if name.split(".")[0] in _DEVICES:
         return "Windows reserves this name for a device"
     for end in _RESERVED_ENDS:

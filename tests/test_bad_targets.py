@@ -45,7 +45,7 @@ def test_too_many_values(lab: Lab) -> None:
     assert "more than 20000 values" in message(lab, b"a: [" + b"1," * 30_000 + b"1]\n")
 
 
-@pytest.mark.parametrize("name", ["-x", "a..b", "con", "x.tar", "x.evidence.json", "Upper", "a b", "a" * 80, "ünï"])
+@pytest.mark.parametrize("name", ["-x", "x", "a..b", "con", "x.tar", "x.evidence.json", "Upper", "a b", "a" * 80, "ünï"])
 def test_names(name: str, lab: Lab) -> None:
     assert "rename it" in message(lab, TARGET.encode(), name)
 
