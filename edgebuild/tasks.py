@@ -38,6 +38,7 @@ DOCS = {
     "gate": "judge what was measured: PASS, FAIL or INCONCLUSIVE",
     "package": "write the bundle to dist/",
 }
+COMMANDS = ("run", "list", "info", "clean", "forget", "ignore", "help", "strace", "dumpdb", "tabcompletion", "reset-dep")
 VARIABLES = ("package.version", "strict")
 
 
@@ -175,18 +176,24 @@ class Tasks:
         """A mistyped name is answered with a close one, which doit itself does not do."""
         known = {"build", *VERBS, *self.project.steps, *(f"build:{name}" for name in self.project.problems)}
         known |= {f"{verb}:{name}" for name in self.project.problems for verb in VERBS}
-        for word in words:
+        for before, word in zip(["", *words], words, strict=False):
             name, equals, _ = word.partition("=")
             if equals and not word.startswith("-") and name not in VARIABLES:
                 raise InvalidDodoFile(f'no variable "{name}"; there are: {", ".join(VARIABLES)}.{did_you_mean(name, VARIABLES)}')
             verb = word.partition(":")[0]
-            if equals or ":" not in word or word.startswith("-") or os.path.sep in word:
+            if equals or word.startswith("-") or os.path.sep in word:
+                continue
+            if ":" not in word:
+                if before.startswith("-"):
+                    continue  # the value of an option
+                if word in self.project.names():
+                    raise InvalidDodoFile(f'"{word}" is a target, and a task is a verb and a target: doit build:{word}')
+                if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *VERBS))):
+                    raise InvalidDodoFile(f'there is no command or task "{word}".{near}')
                 continue
             if word not in known and not any(fnmatch(one, word) for one in known):
                 near = did_you_mean(word, known) or did_you_mean(verb, [*VERBS, "build"])
                 raise InvalidDodoFile(f'there is no "{word}"; `doit list` shows the targets.{near}')
-            if word in known and word not in self.project.steps and self.project.names() == []:
-                raise InvalidDodoFile("this project has no targets; write targets/NAME.yaml, or see: edgebuild init --help")
 
 
 class _Reporter:

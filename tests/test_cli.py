@@ -47,6 +47,9 @@ def test_list_shows_targets_with_their_descriptions(lab: Lab) -> None:
     ("words", "hint"),
     [
         (["build:onee"], 'Did you mean "build:one"?'),
+        (["one"], "doit build:one"),
+        (["biuld"], 'Did you mean "build"?'),
+        (["-n", "2", "lits"], 'Did you mean "list"?'),
         (["quantise:one"], 'Did you mean "quantize:one"?'),
         (["build:zz*"], "there is no"),
         (["strct=1"], 'Did you mean "strict"?'),

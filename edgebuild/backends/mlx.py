@@ -73,6 +73,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     _start()
     import mlx_lm
 
+    if not {"model/tokenizer.json", "model/tokenizer.model"} & set(action.inputs):
+        raise StepFailed("the folder has no tokenizer.json and no tokenizer.model; copy or download them beside the weights")
     out = action.outputs["model"]
     staged = out.parent / "staged"
     reference.lay_out(action.inputs, staged)
