@@ -398,6 +398,13 @@ def chat_day(draw: Draw) -> list[tuple[str, str]]:
     ]
 
 
+def make_row(draw: Draw) -> str:
+    """Words in an order that nothing foretells, said twice: pure copying, which is in no document."""
+    words = [*GIRLS, *BOYS, *COLOURS, *TOYS, *PLACES, *ANIMALS, *PET_NAMES, *FOODS, *TRADES, *TOWNS]
+    row = " ".join(words.pop(draw.below(len(words))) for _ in range(4 + draw.below(8)))
+    return f"Words: {row}. Again: {row}."
+
+
 def make_text(seed: int, documents: int) -> str:
     """Plain documents with a blank line between two of them."""
     draw = Draw(seed)

@@ -6,6 +6,7 @@
 
 The steps, the seeds and the thread count are fixed, so one machine gives the same weights each time;
 other processors round differently and give slightly different ones, hence the tolerance of ``--check``.
+On a machine that does other work too, ``OMP_WAIT_POLICY=passive`` in the environment saves much time.
 """
 
 import argparse
@@ -213,7 +214,7 @@ def perplexity(folder: Path) -> float:
 
 
 def golden_text(text_module: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A text outside the training data that ends with a punctuation mark as its 64th token."""
+    """A text from a seed that the training does not use, which ends with a punctuation mark as its 64th token."""
     for seed in itertools.count(GOLDEN_SEED):
         text: str = text_module.make_text(seed, 10)
         for match in re.finditer(r"[.,?]", text):
