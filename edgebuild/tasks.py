@@ -204,7 +204,6 @@ class _Reporter:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks, self._journal = tasks, tasks.journal
         self._errors: list[str] = []
-        self.failures: list[Any] = []
 
     def initialize(self, tasks: Any, selected: Any) -> None:
         wanted, waiting = set(), list(selected)
