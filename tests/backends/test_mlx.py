@@ -352,12 +352,12 @@ def test_a_group_size_that_does_not_divide_a_layer_fails(tmp_path: Path) -> None
         StepFailed, match=r"layers.0.mlp.down_proj has 96 inputs, no multiple of group_size 64; .*size: 32 would fit"
     ):
         quantize(tmp_path / "out/model", tmp_path / "int4", "int4")
-    assert quantize(tmp_path / "out/model", tmp_path / "fits", "int4", 32).summary.endswith("18 of 18 layers")
+    assert "18 of 18 layers" in quantize(tmp_path / "out/model", tmp_path / "fits", "int4", 32).summary
 
 
 def test_layers_that_no_group_size_divides_stay_as_they_are(tmp_path: Path) -> None:
     convert(narrow(copied(tmp_path / "source", golden=False), 100), tmp_path / "out")
-    assert quantize(tmp_path / "out/model", tmp_path / "int4", "int4").summary.endswith("14 of 18 layers")
+    assert "14 of 18 layers" in quantize(tmp_path / "out/model", tmp_path / "int4", "int4").summary
     assert report(tmp_path / "int4")["not_quantized"] == [f"model.layers.{i}.mlp.down_proj" for i in range(4)]
 
 
