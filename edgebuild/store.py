@@ -150,7 +150,7 @@ class Store:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held while a key is worked on: of two builds that want it, the second waits, then restores."""
-        from filelock import FileLock  # 20 ms that a no-op does not pay
+        from filelock import FileLock  # 40 ms that a no-op does not pay
 
         os.makedirs(f"{self.root}/locks", exist_ok=True)
         with FileLock(f"{self.root}/locks/{key[:32]}", is_singleton=False):

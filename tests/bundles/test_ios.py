@@ -183,7 +183,7 @@ def test_the_example_model_runs_from_the_bundle(tmp_path: Path) -> None:
     resources = tmp_path / "a" / "bundle" / "Sources" / "SmallIosModel" / "Resources"
     example = json.loads((resources / "golden.json").read_text())
     assert len(example["prompt"]) == golden.PROMPT
-    assert example["certain"] >= 1
+    assert example["certain"] >= 3
     assert "int4 kernels" in golden.hold(example, mlx, resources / "model")
     example["top"][0]["logit"] += 2
     with pytest.raises(StepFailed, match="misses its golden logits"):
