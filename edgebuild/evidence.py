@@ -23,6 +23,7 @@ def run(action: Action) -> Outcome:
         "edgebuild": 1,
         "target": params["target"],
         "version": params["version"],
+        "source": params["source"],
         "platform": params["platform"],
         "choice": params["choice"],
         "toolchain": params["toolchain"],

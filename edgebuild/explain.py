@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgebuild.artifact import Receipt
-from edgebuild.fresh import Fresh, read_receipt
+from edgebuild.fresh import Fresh, read_receipt, stored
 from edgebuild.project import Project
 from edgebuild.step import Step
 
@@ -56,13 +56,7 @@ def _state(project: Project, fresh: Fresh, step: Step) -> State:
     reason = why(project, step, receipt, inputs)
     if waits:
         return State(name=step.name, state="waiting", reason=f"for {', '.join(waits)}; {reason}")
-    record = project.store.record(step.key(inputs))
-    stored = (
-        record is not None
-        and step.outputs.keys() <= record.outputs.keys()
-        and all(map(project.store.has, record.outputs.values()))
-    )
-    return State(name=step.name, state="restorable" if stored else "stale", reason=reason)
+    return State(name=step.name, state="restorable" if stored(project, step, step.key(inputs)) else "stale", reason=reason)
 
 
 def why(project: Project, step: Step, receipt: Receipt | None, inputs: Mapping[str, str]) -> str:

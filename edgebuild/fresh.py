@@ -7,12 +7,12 @@ them moves, nothing is read again. That is what makes a no-op as quick as a few 
 import json
 import time
 
-from edgebuild.artifact import Receipt, receipt_from_json
+from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
 from edgebuild.files import write_whole
 from edgebuild.memo import parts
 from edgebuild.noop import NOTE, Signature, racy, recall, signature
 from edgebuild.project import Project
-from edgebuild.step import Step
+from edgebuild.step import SOURCES, Step
 
 
 class Fresh:
@@ -61,6 +61,23 @@ def key_now(project: Project, step: Step) -> str:
     """The key of a step as its inputs are. Raises OSError where one cannot be read."""
     memo = project.memo
     return step.key({role: memo.of(path) for role, path in step.inputs.items()})
+
+
+def stored(project: Project, step: Step, key: str) -> Record | None:
+    """The record of this key, where everything that the step needs of it is still to be had, whole."""
+    record = project.store.record(key)
+    if record is None or not step.outputs.keys() <= record.outputs.keys():
+        return None
+    return record if all(_to_be_had(project, path, record.outputs[name]) for name, path in step.outputs.items()) else None
+
+
+def _to_be_had(project: Project, path: str, artifact: Artifact) -> bool:
+    if not path.startswith(SOURCES):
+        return project.store.has(artifact)
+    try:  # what was fetched lies where it lies
+        return project.memo.look(path) == artifact.digest
+    except OSError:
+        return False
 
 
 def read_receipt(step: Step) -> Receipt | None:

@@ -39,6 +39,10 @@ class Journal:
         """Something about a step that runs or waits."""
         self._display.told(name, what)
 
+    def moved(self, name: str, here: int, total: int | None) -> None:
+        """How many bytes of a download are here, of how many expected."""
+        self._display.moved(name, here, total)
+
     def done(self, done: "Done") -> None:
         self._note(done.name, done.outcome, done.reason, done.seconds)
         self._summaries[done.name] = done.summary

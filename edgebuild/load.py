@@ -17,7 +17,7 @@ import yaml
 
 from edgebuild import shipped
 from edgebuild.errors import TargetError, did_you_mean
-from edgebuild.target import Gate, Platform, Target
+from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 256 * 1024, 32, 20_000
@@ -128,16 +128,18 @@ def _meaning(document: "_Document", merged: Mapping[str, Any]) -> list[str]:
     problems = []
     model = merged["model"]
     task, source = model["task"], model["source"]
-    if source.startswith("https:") and "sha256" not in model:
-        problems.append(document.problem(("model", "sha256"), "missing; a file from the network is taken only with its sha256"))
-    if re.match(r"(hf|https?|package|s3|gs):", source):
-        problems.append(
-            document.problem(
-                ("model", "source"),
-                f"{_show(source)} is not a local file or folder, and this version of edgebuild builds from those alone; "
-                "download the model and give its path",
+    try:
+        kind = parse_source(source).kind
+        if kind == "https" and "sha256" not in model:
+            problems.append(
+                document.problem(("model", "sha256"), "missing; a file from the network is taken only with its sha256")
             )
-        )
+        if kind != "https" and "sha256" in model:
+            problems.append(
+                document.problem(("model", "sha256"), "is for https sources; remove it: other sources are known by content")
+            )
+    except ValueError as error:
+        problems.append(document.problem(("model", "source"), f"{_show(source)}: {error}"))
     metrics = set(_RUNNING) | {"cosine", "snr"}
     metrics |= set(_LANGUAGE) if task == "text-generation" else set(_LABELLED) if task in _LABELLED_TASKS else set()
     for metric, gate in merged.get("gates", {}).items():
@@ -184,7 +186,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         lines={".".join(map(str, path)): line for path, line in document.lines.items()},
         description=merged.get("description", ""),
         default=merged.get("default", True),
-        source=_normal(root, merged["model"]["source"]),
+        source=_source(root, merged["model"]["source"]),
         sha256=merged["model"].get("sha256", ""),
         task=task,
         platform=platform,
@@ -236,10 +238,15 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _source(root: str, text: str) -> str:
+    return _normal(root, text) if parse_source(text).kind == "local" else text
+
+
 def _normal(root: str, path: str) -> str:
     """Relative to the project where the path lies in it (so that a moved checkout stays the same), else absolute."""
     if not path:
         return ""
+    root = os.path.abspath(root)
     whole = os.path.normpath(os.path.join(root, path))
     inside = os.path.relpath(whole, root)
     return whole if inside == os.pardir or inside.startswith(os.pardir + os.sep) else inside

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from edgebuild import digest
 from edgebuild.files import write_whole
 from edgebuild.noop import racy
+from edgebuild.step import SOURCES
 
 LIMIT = 200_000  # entries; beyond it those that this run did not use are dropped
 
@@ -55,11 +56,15 @@ class Memo:
         return self._file(path, found)
 
     def entries(self, path: str, prefix: str = "") -> Iterator[digest.Entry]:
-        """The files of a directory. Links and special files are refused: they have no content of their own."""
+        """The files of a directory. Special files are refused, and links too: they have no content of their own.
+
+        In `.edgebuild/sources` links are followed: the model files that they show lie in the Hugging Face cache.
+        """
+        follow = path.startswith(SOURCES)
         with os.scandir(path) as found:
             for entry in found:
                 name = prefix + entry.name
-                status = entry.stat(follow_symlinks=False)
+                status = entry.stat(follow_symlinks=follow)
                 if stat.S_ISDIR(status.st_mode):
                     yield from self.entries(entry.path, name + "/")
                 elif stat.S_ISREG(status.st_mode):

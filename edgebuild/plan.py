@@ -12,13 +12,14 @@ from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import TargetError, did_you_mean
 from edgebuild.select import Choice, choose
+from edgebuild.source import Found, is_licence
 from edgebuild.step import Step
 from edgebuild.target import Target
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
 _MODEL = ("backend", "samples", "reference", "formats.safetensors", "units")  # what every backend's action runs
 CODE: dict[str, tuple[str, ...]] = {
-    "fetch": ("source", *_FORMATS),
+    "fetch": ("source", "target", *_FORMATS),
     "assess": ("assess", "backend", *_FORMATS),
     "convert": _MODEL,
     "quantize": _MODEL,
@@ -28,6 +29,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
+DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 # What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
@@ -49,7 +51,7 @@ class Surroundings:
     isa: str
     machine: Mapping[str, str]
     code: Callable[[str], str]  # module → digest of its text
-    source: Callable[[Target], tuple[Mapping[str, str], str]]  # → (role → path, format); raises TargetError
+    source: Callable[[Target], Found]  # raises TargetError
     exists: Callable[[str], bool]  # is there a file or folder at this path
     templates: Callable[[str], Mapping[str, str]]  # bundle kind → role → path of every template file
 
@@ -69,13 +71,13 @@ class Plan:
 
 def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     """Add a target's steps to the plan. Raises TargetError where it cannot be built, and then adds nothing."""
-    files, format = around.source(target)
+    source = around.source(target)
     for key, path in (("calibration.data", target.calibration), ("evaluate.data", target.evaluation)):
         if path and not around.exists(path):
             raise TargetError([target.problem(key, f'there is no file "{path}"; paths are relative to the project\'s root')])
-    choice = _choose(target, format)
-    parameters = _check(target, choice, format)
-    steps = _steps(_Builder(plan, target, choice, around), files, parameters, strict)
+    choice = _choose(target, source.format)
+    parameters = _check(target, choice, source.format)
+    steps = _steps(_Builder(plan, target, choice, around), source, parameters, strict)
     names = {step.name for step in steps}
     if clash := sorted(names & set(plan.steps)):
         other = plan.steps[clash[0]].target
@@ -86,6 +88,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
         "default": target.default,
         "memory": target.memory_limit,
         "time": target.time_limit,
+        "fetch": {"url": source.url} if source.fetch else None,
     }
 
 
@@ -165,6 +168,8 @@ class _Builder:
         modules = list(CODE[verb])
         if verb == "package":
             modules += BUNDLES[self.target.kind].CODE
+        if verb == "fetch" and params:
+            modules += DOWNLOADS["hf" if "repository" in params else "https"]
         if runs:
             modules += [f"backends.{self.choice.framework}"]
             components["backend"] = self.choice.framework
@@ -189,13 +194,13 @@ class _Builder:
         )
 
 
-def _steps(make: _Builder, files: Mapping[str, str], parameters: Mapping[str, Any], strict: bool) -> list[Step]:
-    target, around = make.target, make.around
+def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict: bool) -> list[Step]:
+    target, around, files = make.target, make.around, source.files
     task = {"task": target.task}
     reference = dict(around.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
     usable = "missing" not in reference.values() and bool(reference)
 
-    fetch = make.step("fetch", files, {"source": "source.json"}, {}, ())
+    fetch = _fetch(make, source)
     assess = make.step("assess", files, {"facts": "facts.json"}, {}, (fetch.name,))
     facts = assess.outputs["facts"]
     convert = make.step(
@@ -260,7 +265,10 @@ def _steps(make: _Builder, files: Mapping[str, str], parameters: Mapping[str, An
         {"gates": {metric: limit.to_json() for metric, limit in target.gates.items()}, "strict": strict},
         (evaluate.name, benchmark.name),
     )
-    package = _package(make, candidate, facts, files, (candidate.name, gate.name))
+    licences = {f"licence/{role.rsplit('/', 1)[-1]}": path for role, path in files.items() if _is_licence(role)}
+    if "licences" in fetch.outputs:
+        licences = {"licence/": fetch.outputs["licences"]}
+    package = _package(make, candidate, facts, licences, (candidate.name, gate.name))
     steps += [baseline, evaluate, benchmark, gate, package]
     evidence = make.step(
         "build",
@@ -277,6 +285,7 @@ def _steps(make: _Builder, files: Mapping[str, str], parameters: Mapping[str, An
             "target": target.name,
             "version": target.version,
             "kind": target.kind,
+            "source": target.source.partition("?")[0],  # what stands behind it in an address may be a token
             "platform": target.platform.name,
             "choice": {"framework": make.choice.framework, "reason": make.choice.reason, "runner_up": make.choice.runner_up},
             "toolchain": dict(around.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
@@ -287,9 +296,18 @@ def _steps(make: _Builder, files: Mapping[str, str], parameters: Mapping[str, An
     return [*steps, evidence]
 
 
-def _package(make: _Builder, candidate: Step, facts: str, files: Mapping[str, str], after: tuple[str, ...]) -> Step:
+def _fetch(make: _Builder, source: Found) -> Step:
+    """Lists what lies here; what comes from elsewhere it brings to the paths that the steps behind it read."""
+    if not source.fetch:
+        return make.step("fetch", source.files, {"source": "source.json"}, {}, ())
+    outputs = {"source": "source.json", "model": next(iter(source.files.values()))}
+    if "model/" in source.files:
+        outputs["licences"] = "licences"
+    return make.step("fetch", {}, outputs, source.fetch, ())
+
+
+def _package(make: _Builder, candidate: Step, facts: str, licences: Mapping[str, str], after: tuple[str, ...]) -> Step:
     target = make.target
-    licences = {f"licence/{role.rsplit('/', 1)[-1]}": path for role, path in files.items() if _is_licence(role)}
     outputs = {"bundle": f"dist/{target.name}", "report": "report.json"}
     if target.archive:
         outputs["archive"] = f"dist/{target.name}.tar"
@@ -318,5 +336,4 @@ def _package(make: _Builder, candidate: Step, facts: str, files: Mapping[str, st
 
 
 def _is_licence(role: str) -> bool:
-    name = role.rsplit("/", 1)[-1].lower()
-    return role.count("/") <= 1 and name.split(".")[0] in ("license", "licence", "notice", "copying")
+    return role.count("/") <= 1 and is_licence(role.rsplit("/", 1)[-1])

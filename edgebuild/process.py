@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgebuild import shipped
+from edgebuild import hub, shipped
 from edgebuild.errors import INTERRUPTED, StepFailed, disk
 from edgebuild.files import mine, owner_alive, remove_tree
 from edgebuild.noop import STATE
@@ -37,9 +37,13 @@ class Result:
 
 
 class Workers:
-    """The live workers of this process. One instance a run; `end` kills them all and lets no more start."""
+    """The live workers of this process. One instance a run; `end` kills them all and lets no more start.
 
-    def __init__(self) -> None:
+    `moved` is told (step, bytes that are here, bytes expected or None) while a step downloads.
+    """
+
+    def __init__(self, moved: Callable[[str, int, int | None], None] = lambda step, here, total: None) -> None:
+        self._moved = moved
         self._live: set[int] = set()
         self._lock = threading.Lock()
         self._ended = False
@@ -53,11 +57,11 @@ class Workers:
         os.makedirs(f"{scratch}/tmp", exist_ok=True)
         start = time.monotonic()
         with open(log, "wb") as output:
-            process = self._start(path, scratch, output)
+            process = self._start(path, scratch, output, network="download" in record)
         note = f"{STATE}/workers/{process.pid}.json"
         try:
             self._note(note, process.pid)
-            ended, peak = _watch(process, memory or _machine_memory(), start + seconds)
+            ended, peak = _watch(process, memory or _machine_memory(), start + seconds, lambda: self._look(record))
         finally:
             self._finish(process)
             remove_tree(note)
@@ -71,9 +75,23 @@ class Workers:
         for pid in list(self._live):
             _kill_group(pid)
 
-    def _start(self, path: str, scratch: str, output: Any) -> "subprocess.Popen[bytes]":
+    def _look(self, record: Mapping[str, Any]) -> None:
+        """How far a download is, as the worker notes it now and then."""
+        if "download" in record:
+            try:
+                with open(record["download"]["progress"], encoding="ascii") as file:
+                    here, total = json.load(file)
+            except (OSError, ValueError):
+                return
+            self._moved(record["name"], here, total)
+
+    def _start(self, path: str, scratch: str, output: Any, network: bool) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         environment |= ENVIRONMENT
+        if network:
+            environment = {
+                name: value for name, value in environment.items() if not name.endswith("_OFFLINE")
+            } | hub.environment()
         environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
         environment["PYTHONPATH"] = os.path.dirname(shipped.PACKAGE)
         with self._lock:
@@ -169,8 +187,8 @@ def _collect_temporaries(place: str) -> None:
             _collect_temporaries(path)
 
 
-def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float) -> tuple[str, int | None]:
-    """Wait for the worker to end; → (`memory` or `time` where it must be ended, its peak memory in bytes)."""
+def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float, look: Callable[[], None]) -> tuple[str, int | None]:
+    """Wait for the worker to end, and `look` now and then; → (`memory` or `time` where it must be ended, its peak memory in bytes)."""
     import psutil
 
     peak: int | None = None
@@ -181,6 +199,7 @@ def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float) -> 
             return "", peak
         except subprocess.TimeoutExpired:
             wait = SAMPLE_SECONDS
+        look()
         try:
             parent = psutil.Process(process.pid)
             now = max(_anonymous(one) for one in (parent, *parent.children(recursive=True)))

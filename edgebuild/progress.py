@@ -5,12 +5,15 @@ import threading
 import time
 from typing import Any, Protocol
 
+from edgebuild.units import human
+
 HEARTBEAT = 15.0  # seconds after which a plain log says that a step is still running
 
 
 class Display(Protocol):
     def started(self, name: str) -> None: ...
     def told(self, name: str, what: str) -> None: ...
+    def moved(self, name: str, here: int, total: int | None) -> None: ...
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
     def failed(self, name: str, message: str, seconds: float) -> None: ...
     def close(self) -> None: ...
@@ -21,11 +24,26 @@ def display(total: int) -> Display:
     return Live(total) if sys.stdout.isatty() else Plain()
 
 
+class _Speeds:
+    """`1.2 GB of 7.64 GB, 85.3 MB/s`, from what was there when a download was first looked at."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, int]] = {}
+
+    def said(self, name: str, here: int, total: int | None) -> str:
+        now = time.monotonic()
+        start, before = self._first.setdefault(name, (now, here))
+        speed = f", {human((here - before) / (now - start))}/s" if now > start else ""
+        return f"{human(here)}{f' of {human(total)}' if total else ''}{speed}"
+
+
 class Plain:
     """One line a step, as it ends; and one now and then while a long one runs."""
 
     def __init__(self) -> None:
         self._running: dict[str, float] = {}
+        self._moved: dict[str, str] = {}
+        self._speeds = _Speeds()
         self._stop = threading.Event()
         self._lock = threading.Lock()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -35,6 +53,9 @@ class Plain:
 
     def told(self, name: str, what: str) -> None:
         self._line(f"{name:<32} {what}")
+
+    def moved(self, name: str, here: int, total: int | None) -> None:
+        self._moved[name] = self._speeds.said(name, here, total)
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._running.pop(name, None)
@@ -57,7 +78,10 @@ class Plain:
             for name, start in list(self._running.items()):
                 if time.monotonic() - start >= HEARTBEAT:
                     with self._lock:
-                        print(f"{name:<32} running  {time.monotonic() - start:6.0f} s …", flush=True)
+                        print(
+                            f"{name:<32} running  {time.monotonic() - start:6.0f} s … {self._moved.get(name, '')}".rstrip(),
+                            flush=True,
+                        )
 
 
 class Live:
@@ -78,6 +102,7 @@ class Live:
         self._progress = Progress(*columns, console=self._console, transient=True)
         self._all = self._progress.add_task("steps", total=total)
         self._running: dict[str, Any] = {}
+        self._speeds = _Speeds()
         self._progress.start()
 
     def started(self, name: str) -> None:
@@ -85,6 +110,14 @@ class Live:
 
     def told(self, name: str, what: str) -> None:
         self._progress.update(self._running[name], description=f"{name} {what}")
+
+    def moved(self, name: str, here: int, total: int | None) -> None:
+        self._progress.update(
+            self._running[name],
+            description=f"{name} {self._speeds.said(name, here, total)}",
+            completed=100 * here // total if total else None,
+            total=100 if total else None,
+        )
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._remove(name)

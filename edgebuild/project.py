@@ -17,6 +17,7 @@ from edgebuild.store import Store
 
 if TYPE_CHECKING:
     from edgebuild.plan import Surroundings
+    from edgebuild.source import Found
     from edgebuild.target import Target
 
 
@@ -164,22 +165,25 @@ class _Seen:
         path = os.path.join(shipped.PACKAGE, module.replace(".", os.sep))
         return self._memo.of(path + ".py" if os.path.exists(path + ".py") else os.path.join(path, "__init__.py"))
 
-    def _source(self, target: "Target") -> tuple[Mapping[str, str], str]:
-        from edgebuild import formats, source
+    def _source(self, target: "Target") -> "Found":
+        from edgebuild import source, toolchain
         from edgebuild.errors import TargetError
+        from edgebuild.target import parse_source
 
-        self.guard(target.source)
+        named = parse_source(target.source)
+        if named.kind == "local":
+            self.guard(named.path)
+        if named.kind == "package":
+            self.guard(*toolchain.evidence((named.name,)))
         try:
-            files = source.files(".", target.source)
-            if os.path.isdir(target.source):
-                self.guard(*sorted({os.path.dirname(path) for path in files.values()}))
-                return files, "huggingface"
-            kind = formats.detect(target.source)
-            if reason := source.refusal(os.path.basename(target.source), kind, lone=True):
-                raise ValueError(reason)
-            return files, kind
+            found = source.find(".", target.source, target.name, target.sha256)
         except (ValueError, OSError) as error:
             raise TargetError([target.problem("model.source", str(error))]) from error
+        if "model" not in found.files and not named.remote:
+            self.guard(*sorted({os.path.dirname(path) for path in found.files.values()}))
+        elif named.kind == "package":
+            self.guard(found.files["model"])
+        return found
 
     def _exists(self, path: str) -> bool:
         self.guard(path if not os.path.exists(path) else os.path.dirname(path) or ".")

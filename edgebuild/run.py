@@ -13,11 +13,11 @@ from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import remove_tree, write_whole
-from edgebuild.fresh import Fresh, read_receipt
+from edgebuild.fresh import Fresh, read_receipt, stored
 from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
-from edgebuild.step import Step
+from edgebuild.step import SOURCES, Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
 TRIES = 3  # times that a step is run anew because an input was edited while it ran
@@ -66,7 +66,7 @@ class Builder:
             inputs = self._inputs(step)
             key = step.key(inputs)
             with self.project.store.lock(key):
-                record = self._stored(key, step)
+                record = stored(self.project, step, key)
                 reason = why(self.project, step, before, inputs)
                 outcome = "restored" if record else "ran"
                 if record is None:
@@ -92,19 +92,13 @@ class Builder:
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
 
-    def _stored(self, key: str, step: Step) -> Record | None:
-        """The record of this key, where everything that it names is in the store, whole."""
-        record = self.project.store.record(key)
-        if record is None or not step.outputs.keys() <= record.outputs.keys():
-            return None
-        return record if all(self.project.store.has(record.outputs[name]) for name in step.outputs) else None
-
     def _make(self, step: Step, key: str, inputs: Mapping[str, str]) -> Record | None:
         """Run the action and publish what it made; None where an input was edited meanwhile, and then nothing is kept."""
         components = self.project.recipes[step.recipe]
         limits = self.project.targets[step.target]
         with self.project.store.scratch() as scratch:
             action = {
+                "name": step.name,
                 "verb": step.verb,
                 "backend": components.get("backend", ""),
                 "params": components["params"],
@@ -112,12 +106,14 @@ class Builder:
                 "inputs": dict(step.inputs),
                 "outputs": {name: os.path.abspath(f"{scratch}/out/{name}") for name in step.outputs},
             }
+            if step.verb == "fetch" and limits["fetch"]:
+                action["download"] = self._download(key, scratch, components["params"], limits["fetch"])
             log = f"{STATE}/logs/{step.target}/{step.stem}.log"
             result = self._act(step, action, scratch, log, components, limits)
             if self._inputs(step) != inputs:
                 return None
             try:
-                made = {name: self.project.store.publish(action["outputs"][name]) for name in step.outputs}
+                made = {name: self._take_in(action["outputs"][name], path) for name, path in step.outputs.items()}
             except FileNotFoundError as error:
                 raise StepFailed(
                     "it ended without making all of its outputs; this is a fault of edgebuild or of the framework"
@@ -137,6 +133,27 @@ class Builder:
         )
         self.project.store.keep(record)
         return record
+
+    def _download(self, key: str, scratch: str, params: Mapping[str, Any], given: Mapping[str, str]) -> Mapping[str, str]:
+        """Where an unfinished download stays; what the store has already is not downloaded again, whatever key it had."""
+        partial = os.path.abspath(f"{self.project.store.root}/partial/{key}")
+        known = Artifact(digest=params.get("sha256", ""), tree=False, size=0)
+        if known.digest and self.project.store.has(known):
+            self.project.store.materialise(known, partial, link=True)
+        return {**given, "partial": partial, "progress": os.path.abspath(f"{scratch}/progress.json")}
+
+    def _take_in(self, made: str, path: str) -> Artifact:
+        """Into the store; or to where it stays, if it is links to what lies elsewhere."""
+        if not path.startswith(SOURCES):
+            return self.project.store.publish(made)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.project.store.remove(path)
+        os.rename(made, path)
+        memo = self.project.memo
+        memo.forget(path)
+        tree = os.path.isdir(path)
+        size = sum(entry[3] for entry in memo.entries(path)) if tree else os.stat(path).st_size
+        return Artifact(digest=memo.look(path), tree=tree, size=size)
 
     def _act(
         self,
@@ -168,7 +185,7 @@ class Builder:
                 store.remove(path)
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
-            if not self._in_place(path, artifact):
+            if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
         made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}

@@ -1,17 +1,107 @@
-"""Where a model comes from, and the `fetch` step: which files it has, of what format, and which are refused."""
+"""Where a model comes from, and the `fetch` step: which files it has, of what format, and which are refused.
 
+What lies on this machine is listed when the plan is made. What comes from elsewhere is a place that `fetch` fills, known
+beforehand: a file of the store for https, links into the Hugging Face cache for hf.
+"""
+
+import importlib.metadata
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from edgebuild import formats
 from edgebuild.errors import StepFailed
 from edgebuild.formats import onnx
-from edgebuild.step import Action, Outcome
+from edgebuild.step import SOURCES, Action, Outcome
+from edgebuild.target import COMMIT, Source, parse_source
 
 MAX_FILES = 20_000
 SKIPPED = (".py", ".pyc")  # model code is never run: it is no part of the source
+SUFFIXES = {".onnx": "onnx", ".gguf": "gguf"}  # what a lone file from elsewhere is, before its content is here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A source as a plan needs it: role → path of its files, and their format.
+
+    `fetch` is empty where they lie here already; else the parameters of the step that brings them, to `files["model"]` or
+    `files["model/"]`, and `url` is where from.
+    """
+
+    files: Mapping[str, str]
+    format: str
+    fetch: Mapping[str, Any] = field(default_factory=dict)
+    url: str = ""
+
+
+def find(root: str, text: str, target: str, sha256: str) -> Found:
+    """What `model.source` names, without asking any network. Raises ValueError with one sentence."""
+    source = parse_source(text)
+    if source.kind == "hf":
+        return _repository(source)
+    if source.kind == "https":
+        kind = _by_suffix(urlsplit(source.path).path)
+        return Found(
+            files={"model": f"build/{target}/fetch/model"},
+            format=kind,
+            fetch={"sha256": sha256, "format": kind},
+            url=source.path,
+        )
+    path = installed(source) if source.kind == "package" else source.path
+    found = files(root, path)
+    if "model" not in found:
+        return Found(files=found, format="huggingface")
+    kind = formats.detect(os.path.join(root, path))
+    if reason := refusal(os.path.basename(path), kind, lone=True):
+        raise ValueError(reason)
+    return Found(files=found, format=kind)
+
+
+def _repository(source: Source) -> Found:
+    if not COMMIT.match(source.commit):
+        from edgebuild import hub
+
+        raise ValueError(
+            f'"{source.commit}" is a branch, a tag or a short commit, which may move; give the whole commit: '
+            f"{hub.commit_now(source.name, source.commit)}"
+        )
+    place = f"{SOURCES}/hf/{source.name}/{source.commit}"
+    fetch = {"repository": source.name, "commit": source.commit}
+    if not source.path:
+        return Found(files={"model/": place}, format="huggingface", fetch={**fetch, "format": "huggingface"})
+    kind = _by_suffix(source.path)
+    return Found(
+        files={"model": f"{place}.files/{source.path}"}, format=kind, fetch={**fetch, "path": source.path, "format": kind}
+    )
+
+
+def _by_suffix(path: str) -> str:
+    kind = SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise ValueError(
+            f"a single file from elsewhere must be named .onnx or .gguf, so that its format is known before it is fetched, not "
+            f'"{os.path.basename(path)}"; a language model in safetensors is a folder: hf:ORG/REPO@COMMIT'
+        )
+    return kind
+
+
+def installed(source: Source) -> str:
+    """The path of a file or folder inside an installed distribution. Raises ValueError where there is none."""
+    try:
+        distribution = importlib.metadata.distribution(source.name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(f"no distribution {source.name} is installed here; run: pip install {source.name}") from error
+    names = [str(file) for file in distribution.files or ()]
+    if source.path not in names and not any(name.startswith(source.path + "/") for name in names):
+        models = [name for name in names if os.path.splitext(name)[1] in (*SUFFIXES, ".safetensors")]
+        holds = f"its models: {', '.join(models[:5])}" if models else "it holds no model that edgebuild reads"
+        raise ValueError(f"the distribution {source.name} has no {source.path}; {holds}")
+    return str(distribution.locate_file(source.path))
 
 
 def files(root: str, source: str) -> dict[str, str]:
@@ -37,23 +127,56 @@ def files(root: str, source: str) -> dict[str, str]:
 def run(action: Action) -> Outcome:
     """`fetch`: list the source's files by content, refuse those that carry code. Output `source`: JSON.
 
-    Raises StepFailed where the source cannot be built from.
+    From elsewhere it brings them first: outputs `model`, and of a repository `licences`, a folder with copies.
+    Raises StepFailed where the source cannot be had or cannot be built from.
     """
+    inputs = _bring(action) if action.params else action.inputs
     listed, found = [], set()
-    for role, path in sorted(action.inputs.items()):
+    for role, path in sorted(inputs.items()):
         try:
             kind = formats.detect(str(path))
         except OSError as error:
             raise StepFailed(f"{path}: cannot be read: {error.strerror or error}") from error
-        name = role.removeprefix("model/") if role != "model" else path.name
+        name = role.removeprefix("model/") if role != "model" else "the file" if action.params else path.name
         if reason := refusal(name, kind, lone=role == "model"):
             raise StepFailed(reason)
         found.add(kind)
         listed.append({"path": name, "format": kind, "size": path.stat().st_size})
-    layout = _layout(action.inputs, found)
+    layout = _layout(inputs, found)
+    if layout != action.params.get("format", layout):
+        raise StepFailed(f"it is named as {action.params['format']}, but its content is {layout}; check model.source")
     action.outputs["source"].write_text(json.dumps({"format": layout, "files": listed}, indent=1), encoding="utf-8")
     total = sum(int(str(entry["size"])) for entry in listed)
     return Outcome(summary=f"{len(listed)} file{'s' if len(listed) > 1 else ''}, {total:,} bytes, {layout}")
+
+
+def _bring(action: Action) -> dict[str, Path]:
+    """Download; → role → path of what is here now."""
+    params, out = action.params, action.outputs["model"]
+    if action.download is None:
+        raise StepFailed("this record says nothing of a download")
+    if "repository" not in params:
+        from edgebuild.download import download
+
+        download(action.download, params["sha256"], out)
+        return {"model": out}
+    from edgebuild import hub
+
+    hub.fetch(params["repository"], params["commit"], params.get("path", ""), action.download, out)
+    if "path" in params:
+        if params["format"] == "onnx" and onnx.external_files(str(out)):
+            raise StepFailed("its weights lie in files of their own beside it, which edgebuild does not fetch; give a local copy")
+        return {"model": out}
+    licences = action.outputs["licences"]
+    licences.mkdir()
+    for file in sorted(out.iterdir()):
+        if is_licence(file.name):
+            shutil.copyfile(file, licences / file.name)
+    return {f"model/{file.name}": file for file in sorted(out.iterdir())}
+
+
+def is_licence(name: str) -> bool:
+    return name.lower().split(".")[0] in ("license", "licence", "notice", "copying")
 
 
 def _folder(root: str, source: str) -> dict[str, str]:

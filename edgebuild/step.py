@@ -1,12 +1,13 @@
 """Steps: one verb on inputs, as frozen data, and the action record that a worker is handed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgebuild import digest
 
+SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
 VERBS = ("fetch", "assess", "convert", "quantize", "evaluate", "benchmark", "gate", "package")
 
 
@@ -45,7 +46,8 @@ class Step:
 class Action:
     """What a worker is told to do: one verb, its parameters, where its inputs lie and where its outputs go.
 
-    `params` is the recipe's own parameter component: a worker sees nothing that is not in the key.
+    `params` is the recipe's own parameter component: but for `download`, a worker sees nothing that is not in the key.
+    A step's input whose role ends in "/" is a folder: here each file in it is an input, its name behind the role.
     """
 
     verb: str
@@ -53,6 +55,20 @@ class Action:
     params: Mapping[str, Any]
     inputs: Mapping[str, Path]
     outputs: Mapping[str, Path]
+    download: "Download | None" = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Download:
+    """What only a fetch from elsewhere is given: where from, and what has no say in what it makes.
+
+    `url` is not in the key, because a sha256 or a commit is: another mirror re-runs nothing. An unfinished file stays at
+    `partial` for the next try. `moved` is told the bytes that are here and the bytes expected, None where unknown.
+    """
+
+    url: str
+    partial: Path
+    moved: Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

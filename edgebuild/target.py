@@ -1,8 +1,16 @@
-"""Target and Platform: what to deliver, and what the device is. Frozen data."""
+"""Target, Platform, Source: what to deliver, what the device is, what the model is made from. Frozen data."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
+
+COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_REPOSITORY = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})@(?P<revision>[\w.-]+)(/(?P<path>.+))?\Z", re.ASCII
+)
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")  # packaging.python.org, "Names and normalization"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,3 +74,62 @@ class Target:
             known = known.rpartition(".")[0]
         line = f":{self.lines[known]}" if known else ""
         return f"{self.file}{line}: {key}: {message}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What `model.source` names: its `kind` is `local`, `package`, `hf` or `https`.
+
+    `path` is a local path, a path inside a distribution or a repository (empty: the whole of it), or the address.
+    """
+
+    kind: str
+    path: str
+    name: str = ""  # DISTRIBUTION or ORG/REPO
+    commit: str = ""
+
+    @property
+    def remote(self) -> bool:
+        return self.kind in ("hf", "https")
+
+
+def parse_source(text: str) -> Source:
+    """Raises ValueError with what is wrong and what to write, in one sentence."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme == "hf":
+        return _hf(rest)
+    if colon and scheme == "package":
+        name, _, inside = rest.partition("/")
+        if not _DISTRIBUTION.match(name) or not inside or not _inside(inside):
+            raise ValueError("a file of an installed distribution is package:DISTRIBUTION/path/inside, without ..")
+        return Source(kind="package", path=inside, name=name)
+    if colon and scheme == "https":
+        return _https(text)
+    if colon and (rest.startswith("//") or scheme in ("s3", "gs")):
+        raise ValueError(f"edgebuild takes nothing from {scheme}:; give hf:ORG/REPO@COMMIT, an https address, or a local path")
+    return Source(kind="local", path=text)
+
+
+def _hf(rest: str) -> Source:
+    match = _REPOSITORY.match(rest)
+    if not match or ".." in match["name"] or not _inside(match["path"] or "x"):
+        raise ValueError("a Hugging Face repository is hf:ORG/REPO@COMMIT, or hf:ORG/REPO@COMMIT/FILE for one file of it")
+    return Source(kind="hf", path=match["path"] or "", name=match["name"], commit=match["revision"])
+
+
+def _https(address: str) -> Source:
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError("this is no address such as https://example.org/model.onnx")
+    if parts.username or parts.password:
+        raise ValueError("an address with a user name or a password in it would lie open in the target file; give one without")
+    return Source(kind="https", path=address)
+
+
+def _inside(path: str) -> bool:
+    """Whether a path stays in the folder that it is relative to."""
+    return not path.startswith("/") and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))

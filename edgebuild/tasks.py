@@ -23,13 +23,13 @@ from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
 from edgebuild.noop import STATE
 from edgebuild.project import Project
-from edgebuild.step import VERBS, Step
+from edgebuild.step import SOURCES, VERBS, Step
 
 if TYPE_CHECKING:
     from edgebuild.run import Builder
 
 DOCS = {
-    "fetch": "list a model's files by content and refuse what carries code",
+    "fetch": "bring a model's files where they lie elsewhere, list them by content, refuse what carries code",
     "assess": "read what a model is from its headers",
     "convert": "make it runnable in its framework, held against its source",
     "quantize": "make it smaller by the target's scheme",
@@ -90,7 +90,7 @@ class Tasks:
                 from edgebuild.process import Workers, collect
                 from edgebuild.run import Builder
 
-                self._workers = Workers()
+                self._workers = Workers(moved=self.journal.moved)
                 collect(self.project.store.root)
                 self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
             return self._builder
@@ -116,7 +116,7 @@ class Tasks:
             "doc": doc or f"build {step.target}",
             "actions": [partial(self._run, step)],
             "uptodate": [self.fresh.remembered or partial(self._is_fresh, step)],
-            "targets": list(step.outputs.values()),
+            "targets": [path for path in step.outputs.values() if not path.startswith(SOURCES)],  # several targets share those
             "task_dep": list(step.after),
             "clean": [self._cleaner(step)],
             "io": {"capture": False},

@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import EdgebuildError, StepFailed, disk
-from edgebuild.step import Action, Outcome
+from edgebuild.step import Action, Download, Outcome
 
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
 
@@ -28,8 +29,9 @@ def perform(record: Mapping[str, Any]) -> Outcome:
         verb=record["verb"],
         backend=record["backend"],
         params=record["params"],
-        inputs={role: root / path for role, path in record["inputs"].items()},
+        inputs=dict(_files(root, record["inputs"])),
         outputs={name: Path(path) for name, path in record["outputs"].items()},
+        download=_download(record["download"]) if record.get("download") else None,
     )
     for path in action.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,32 @@ def perform(record: Mapping[str, Any]) -> Outcome:
     if missing:
         raise StepFailed(f"it ended without making its output {missing[0]}; this is a fault of edgebuild or of the framework")
     return outcome
+
+
+def _files(root: Path, inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """A role that ends in "/" is a folder: each file in it is an input."""
+    for role, path in inputs.items():
+        if not role.endswith("/"):
+            yield role, root / path
+            continue
+        for file in sorted((root / path).rglob("*")):
+            if file.is_file():
+                yield role + file.relative_to(root / path).as_posix(), file
+
+
+def _download(given: Mapping[str, str]) -> Download:
+    """How far it is goes to a file that the parent looks at, five times a second at most."""
+    told = 0.0
+    one = threading.Lock()  # several files may come at once
+
+    def moved(here: int, total: int | None) -> None:
+        nonlocal told
+        with one:
+            if time.monotonic() - told >= 0.2 or here == total:
+                told = time.monotonic()
+                Path(given["progress"]).write_text(json.dumps([here, total]), encoding="ascii")  # a torn one is not read
+
+    return Download(url=given["url"], partial=Path(given["partial"]), moved=moved)
 
 
 def _dispatch(action: Action) -> Outcome:
@@ -85,10 +113,10 @@ def _dispatch(action: Action) -> Outcome:
 
 def main(path: str) -> int:
     """Run the record at `path` and write `result.json` beside it. What is printed goes to the log."""
-    network = _leave_network()
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
     os.umask(0o022)
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
     result: dict[str, Any] = {"network": network}
     try:
         outcome = perform(record)

@@ -100,6 +100,7 @@ def _stay_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     home = os.getcwd()
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("EDGEBUILD_TEST_CACHE", str(tmp_path_factory.getbasetemp() / "cache")))
     monkeypatch.delenv("EDGEBUILD_STORE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no test asks a hub that is not its own
     yield
     os.chdir(home)
 

@@ -41,6 +41,8 @@ def test_a_recipe_names_every_module_that_its_action_runs(verb: str, graph: grim
     named = set(plan.CODE[verb]) | {name for name in ROOTS[verb] if name.startswith(("backends.", "bundles."))}
     for kind in BUNDLES.values():
         named |= set(kind.CODE) if verb == "package" else set()
+    for modules in plan.DOWNLOADS.values():
+        named |= set(modules) if verb == "fetch" else set()
     for root in ROOTS[verb]:
         module = f"edgebuild.{root}"
         runs = {module, *graph.find_upstream_modules(module, as_package=False)}
@@ -49,7 +51,7 @@ def test_a_recipe_names_every_module_that_its_action_runs(verb: str, graph: grim
 
 
 def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
-    for modules in plan.CODE.values():
+    for modules in (*plan.CODE.values(), *plan.DOWNLOADS.values()):
         for module in modules:
             assert f"edgebuild.{module}" in graph.modules
 

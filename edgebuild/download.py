@@ -1,0 +1,148 @@
+"""One file from an https address, by its sha256: resumed where it was cut, bounded in size and redirects."""
+
+import email.message
+import hashlib
+import http.client
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from edgebuild.errors import StepFailed
+from edgebuild.step import Download
+from edgebuild.units import human
+
+MAX_BYTES = 500 * 10**9
+REDIRECTS = 5
+TRIES = 5  # in a row that bring no byte
+TIMEOUT = 30.0  # seconds without a byte
+LONGEST_WAIT = 60.0
+_CHUNK = 1 << 20
+_AGAIN = (408, 429, 500, 502, 503, 504)
+
+
+def download(what: Download, sha256: str, out: Path) -> None:
+    """Bring the file to `out`. What was downloaded stays at `what.partial` until it is whole, unless its bytes are wrong.
+
+    Raises StepFailed with one sentence, which names the host and the path and never a query, which may hold a token.
+    """
+    what.partial.parent.mkdir(parents=True, exist_ok=True)
+    found = ""
+    if what.partial.exists():
+        found = _sha256(what.partial)
+        if found != sha256:
+            _receive(what)
+            found = _sha256(what.partial)
+        if found != sha256:
+            what.partial.unlink()  # what an earlier try had left may have been of another file
+    if found != sha256:
+        _receive(what)
+        found = _sha256(what.partial)
+    if found != sha256:
+        size = what.partial.stat().st_size
+        what.partial.unlink()
+        raise StepFailed(
+            f"{_shown(what.url)}: its {size:,} bytes have the sha256 {found}, not {sha256} as model.sha256 says; nothing was kept; "
+            "if the publisher changed the file on purpose, put its new sha256 in the target"
+        )
+    what.partial.replace(out)
+
+
+def _receive(what: Download) -> None:
+    """Append to the unfinished file until it is whole. A server's refusal ends it, a cut connection is tried again."""
+    opener = urllib.request.build_opener(_Redirects)
+    tries = 0
+    while True:
+        before = what.partial.stat().st_size if what.partial.exists() else 0
+        wait, problem = 2.0**tries, ""
+        try:
+            if _try(opener, what, before):
+                return
+            problem = "the connection was cut"
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # nothing lies behind what is here: the file is whole, or another one
+                return
+            problem = f"the server says {error.code} {str(error.reason).splitlines()[0]}"
+            if error.code not in _AGAIN:
+                raise StepFailed(f"{_shown(what.url)}: {problem}; {_advice(error.code)}") from error
+            wait = _wait(error.headers, wait)
+        except (http.client.HTTPException, OSError) as error:
+            if isinstance(error, urllib.error.URLError) and isinstance(error.reason, _Refused):
+                raise StepFailed(f"{_shown(what.url)}: {error.reason}") from error
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            if getattr(error, "errno", None) and error.__class__ is OSError:
+                raise  # the disk, not the network
+        after = what.partial.stat().st_size if what.partial.exists() else 0
+        tries = 0 if after > before else tries + 1
+        if tries == TRIES:
+            raise StepFailed(
+                f"{_shown(what.url)}: {problem}, {TRIES} times; {human(after)} are here and stay: build again to go on from there"
+            )
+        time.sleep(wait if tries else 0)
+
+
+def _try(opener: urllib.request.OpenerDirector, what: Download, start: int) -> bool:
+    """One connection; whether the file is whole after it."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(what.url, headers={"User-Agent": "edgebuild", "Accept-Encoding": "identity", **headers})
+    with opener.open(request, timeout=TIMEOUT) as response:
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0  # a server that knows no ranges sends all of it
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length and length.isdigit() else None
+        room = min(MAX_BYTES, start + shutil.disk_usage(what.partial.parent).free)
+        if total and total > room:
+            raise StepFailed(f"{_shown(what.url)}: it has {human(total)}, and there is room for {human(room)}; free space")
+        with what.partial.open("ab" if start else "wb") as file:
+            return _copy(response, file, start, total, room, what)
+
+
+def _copy(response: Any, file: IO[bytes], here: int, total: int | None, room: int, what: Download) -> bool:
+    while chunk := response.read1(_CHUNK):
+        here += len(chunk)
+        if here > room or (total is not None and here > total):
+            raise StepFailed(f"{_shown(what.url)}: it sends more than {human(total or room)}; not taken")
+        file.write(chunk)
+        what.moved(here, total)
+    return total is None or here == total
+
+
+class _Refused(Exception):
+    """A redirect that is not followed."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = REDIRECTS
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: email.message.Message, newurl: str
+    ) -> urllib.request.Request | None:
+        if urlsplit(newurl).scheme != "https":
+            raise urllib.error.URLError(_Refused(f"it is redirected to {_shown(newurl)}, which is not https; not followed"))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+
+
+def _wait(headers: Any, otherwise: float) -> float:
+    asked = headers.get("Retry-After", "")
+    return min(float(asked) if asked.isdigit() else otherwise, LONGEST_WAIT)
+
+
+def _advice(code: int) -> str:
+    if code in (401, 403):
+        return "it asks for an account, which edgebuild does not have: download the file yourself and give its path"
+    if code in (404, 410):
+        return "there is no such file (any more): check model.source"
+    return "check model.source, or give a local path"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shown(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{parts.path}"
