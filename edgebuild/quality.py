@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GOLDEN = 32  # made-up inputs for a model without data
-SECOND_VIEW_TOKENS = 512  # MLX int4 on a Linux CPU runs about 25 tokens a second: 20 s
+SECOND_VIEW_TOKENS = 512
+SECOND_VIEW_WORK = 25e9  # bytes of model times tokens: a minute of MLX's int4 kernels on a Linux CPU
 FEW_WINDOWS = 8  # with fewer, the bootstrap draws blocks of about 32 tokens: two windows have three distinct resamples
 MAX_SNR = 150.0  # dB; float32 resolves 2⁻²⁴, 144 dB: what is equal has this, as infinity is no number in JSON
 MAX_ANSWERS = 4 * 2**30  # bytes
@@ -234,7 +235,13 @@ def _second_view(
     origin: str,
 ) -> list[dict[str, Any]]:
     """The same artifact on the first windows as its second view runs it; shown beside the view that is judged."""
-    few = windows[: SECOND_VIEW_TOKENS // windows.shape[1]]
+    size = sum(path.stat().st_size for path in action.inputs["model"].rglob("*"))
+    few = windows[: min(SECOND_VIEW_TOKENS, int(SECOND_VIEW_WORK / max(size, 1))) // windows.shape[1]]
+    if not len(few):
+        rows = _Rows(phase=views[1], of="candidate", data=origin, runtime="", judged=False)
+        reason = f"not measured: these kernels would take longer than a minute for {windows.shape[1]} tokens on this processor"
+        rows.add("kl_views", None, "nats/token", 0, None, reason=reason)
+        return rows.rows
     with _opened(action, backend, views[1]) as session:
         rows = _Rows(phase=views[1], of="candidate", data=origin, runtime=session.runtime, judged=False)
         distance = _distance(session, few, answers)

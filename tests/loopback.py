@@ -35,6 +35,7 @@ class Loopback:
         self.asked: Counter[str] = Counter()
         self.sent = 0
         self.tokens: list[str] = []
+        self._digests: dict[str, str] = {}
 
     def names(self) -> list[str]:
         if isinstance(self.files, dict):
@@ -52,10 +53,12 @@ class Loopback:
             return file.read(length if length is not None else -1)
 
     def sha256(self, name: str) -> str:
-        total = hashlib.sha256()
-        for start in range(0, self.size(name), 1 << 22):
-            total.update(self.read(name, start, 1 << 22))
-        return total.hexdigest()
+        if name not in self._digests:
+            total = hashlib.sha256()
+            for start in range(0, self.size(name), 1 << 22):
+                total.update(self.read(name, start, 1 << 22))
+            self._digests[name] = total.hexdigest()
+        return self._digests[name]
 
     def git(self, name: str) -> str:
         return hashlib.sha1(b"blob %d\0" % self.size(name) + self.read(name)).hexdigest()

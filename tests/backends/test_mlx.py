@@ -1,10 +1,12 @@
 """MLX for real, on the example model: what it converts, what it refuses, and that a wrong conversion does not get through."""
 
+import argparse
 import importlib.util
 import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,10 +151,18 @@ def test_quantize(converted: Path, tmp_path: Path, scheme: str, group_size: int)
     assert ", 18 of 18 layers, 8.4 MB → " in outcome.summary
     exact, stored = (mlx.open(tmp_path / "out/model", view) for view in mlx.VIEWS)
     assert exact.runtime.endswith("weights dequantized to float32")
-    assert stored.runtime.endswith(f"{scheme} kernels")
-    # MLX's kernels for the CPU add up in bfloat16, for all schemes alike: a mean KL divergence of 0.002 at int8, too.
+    assert stored.runtime.endswith(f"{scheme} kernels{' in float32' if sys.platform == 'linux' else ''}")
     tokens = golden(MODEL).tokens[:24]
-    assert divergence(exact.logits(tokens), stored.logits(tokens)) < 0.05
+    assert divergence(exact.logits(tokens), stored.logits(tokens)) < (1e-6 if sys.platform == "linux" else 0.05)
+
+
+def test_float32_weights_made_anew_for_each_pass_are_the_same(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(converted / "model", tmp_path / "out", "int4")
+    kept = mlx.open(tmp_path / "out/model").logits(TOKENS)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: argparse.Namespace(available=0))
+    np.testing.assert_array_equal(mlx.open(tmp_path / "out/model").logits(TOKENS), kept)
 
 
 def test_quantize_twice_gives_the_same_bytes(converted: Path, tmp_path: Path) -> None:
