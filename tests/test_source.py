@@ -22,10 +22,12 @@ from tests.loopback import COMMIT, Loopback, serve
 
 GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + b"hello" + bytes(3_000_000)
 MODEL = {path.name: path.read_bytes() for path in (ROOT / "targets/models/tiny-phi3").iterdir()}
+AUTO_MAP = b'{"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},'
 REPOSITORY = {
     **MODEL,
+    "config.json": AUTO_MAP + MODEL["config.json"].lstrip()[1:],
     "LICENSE.txt": b"as you like",
-    "modeling_phi3.py": b"raise SystemExit('run')",
+    "modeling_phi3.py": b"import os; os._exit(77)",
     "pytorch_model.bin": b"\x80\x02}q\x00.",
     "onnx/model.onnx": (ROOT / "targets/models/digits.onnx").read_bytes(),
     "README.md": b"# A model",
@@ -83,6 +85,13 @@ def test_a_repository_is_read_where_the_cache_has_it(lab: Lab, hub: Loopback, tm
     weights = hashlib.sha256(MODEL["model.safetensors"]).hexdigest()
     assert not (lab.root / f".edgebuild/objects/{weights[:2]}/{weights[2:]}").exists()  # never copied in
     assert "4,196,608 parameters" in run(lab, "assess:one").summary
+
+
+def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback) -> None:
+    for step in ("fetch:one", "assess:one", "convert:one"):
+        assert run(lab, step).outcome == "ran"
+    assert not list((lab.root / "build/one/convert").rglob("*.py"))
+    assert "auto_map" not in (lab.root / "build/one/convert/model/config.json").read_text()
 
 
 def test_what_the_cache_has_is_not_asked_for_again(lab: Lab, hub: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
