@@ -1,6 +1,6 @@
 """`ios-phi3-mini` built from a random-weight model of Phi-3-mini's shapes, and its peak memory beside mlx-lm called directly.
 
-    python tests/benchmarks/phi3_mini.py [--layers 4] [--keep DIR]
+    python tests/benchmarks/phi3_mini.py [--layers 4] [--task build] [--keep DIR]
 
 Makes the model (bfloat16, 1.8 GB shards, `auto_map` and Python files that end whoever runs them) in a temporary folder, serves
 it on 127.0.0.1 as microsoft/Phi-3-mini-4k-instruct, and builds the repository's own target from it with `doit`. Then runs
@@ -89,7 +89,7 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]], rng: np.random.Genera
                 file.write((values.view("<u4") >> 16).astype("<u2").tobytes())  # a bfloat16 is the upper half of a float32
 
 
-def build(project: Path, address: str) -> dict[str, dict[str, float]]:
+def build(project: Path, address: str, task: str) -> dict[str, dict[str, float]]:
     """→ verb → seconds and peak memory in bytes, from the store's records."""
     for name in ("targets", "dodo.py"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile)(ROOT / name, project / name)
@@ -104,8 +104,8 @@ def build(project: Path, address: str) -> dict[str, dict[str, float]]:
     )
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(project / "hf"), "PYTHONPATH": str(ROOT)}
     start = time.monotonic()
-    status = subprocess.run([BIN / "doit", "build:ios-phi3-mini"], cwd=project, env=environment, check=False).returncode
-    print(f"doit build:ios-phi3-mini: exit {status}, {time.monotonic() - start:.0f} s", flush=True)
+    status = subprocess.run([BIN / "doit", f"{task}:ios-phi3-mini"], cwd=project, env=environment, check=False).returncode
+    print(f"doit {task}:ios-phi3-mini: exit {status}, {time.monotonic() - start:.0f} s", flush=True)
     found = {}
     for path in (project / ".edgebuild/records").rglob("*"):
         if path.is_file():
@@ -138,6 +138,9 @@ def direct(source: Path, out: Path, how: str) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4, help="of the real model's 32")
+    parser.add_argument(
+        "--task", default="build", choices=("build", "quantize"), help="all of it, or as far as memory is compared"
+    )
     parser.add_argument("--keep", type=Path, help="work here, and leave it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -150,7 +153,7 @@ def main() -> int:
         shutil.rmtree(project, ignore_errors=True)
         project.mkdir(parents=True)
         with serve(source) as (_, address):
-            steps = build(project, address)
+            steps = build(project, address, options.task)
         for name, step in steps.items():
             print(f"{name:<20} {step['seconds']:8.1f} s  {step['peak'] / 1e9:6.2f} GB")
         weights = here / "source-without-code"
