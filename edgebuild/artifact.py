@@ -45,6 +45,13 @@ class Record:
     host: Mapping[str, str] = field(default_factory=dict)
     log: str = ""  # sha256 of the worker's log
 
+    @property
+    def stored(self) -> dict[str, Artifact]:
+        """The outputs that are in the store: what a fetch brought of a repository stays in the Hugging Face cache."""
+        recipe = self.components["recipe"]
+        elsewhere = recipe["verb"] == "fetch" and "repository" in recipe["params"]
+        return {name: made for name, made in self.outputs.items() if not (elsewhere and name == "model")}
+
     def to_json(self) -> dict[str, Any]:
         outputs = {name: {"digest": made.digest, "tree": made.tree, "size": made.size} for name, made in self.outputs.items()}
         return {

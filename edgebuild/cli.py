@@ -1,13 +1,14 @@
 """The `edgebuild` command: its own few words, and everything else handed to doit. A no-op is answered without doit."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgebuild.errors import FAULT, OK, USAGE, EdgebuildError, UserError, did_you_mean
+from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, USAGE, EdgebuildError, StepFailed, UserError, did_you_mean, disk
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -89,6 +90,106 @@ def _json(parser: "ArgumentParser") -> None:
     parser.add_argument("--json", action="store_true", help="for programs; schemas/ says what it holds")
 
 
+def _verify(options: "Namespace") -> int:
+    if options.store:
+        return _verify_store()
+    from edgebuild.fresh import Fresh
+    from edgebuild.process import Workers, collect
+    from edgebuild.progress import display
+    from edgebuild.run import Builder
+    from edgebuild.verify import doubt, show, steps_of, verify
+
+    project, name = _target(options.target)
+    collect(project.store.root)
+    terminal = display(len(steps_of(project, name)))
+    try:
+        found = verify(project, name, Builder(project, Fresh(project), Workers(), tell=terminal.told), terminal)
+    finally:
+        terminal.close()
+    print(show(found, name))
+    doubt(project, found)
+    project.memo.save()
+    return FAILED if any(one.differences for one in found) else OK
+
+
+def _verify_store() -> int:
+    from edgebuild import fsck
+    from edgebuild.progress import hashing
+    from edgebuild.project import Project
+    from edgebuild.units import human
+
+    start, store = time.monotonic(), Project().store
+    with hashing(fsck.size(store)) as grow:
+        health = fsck.check(store, grow, lambda: _waits("builds that use the store"))
+    for damage in health.damaged:
+        print(f"{damage}; removed, a build that needs it makes it again")
+    print(
+        f"store {store.root}: {health.objects:,} objects, {human(health.bytes)}, {health.records:,} records, "
+        f"{len(health.damaged):,} damaged ({time.monotonic() - start:.1f} s)"
+    )
+    return FAILED if health.damaged else OK
+
+
+def _gc(options: "Namespace") -> int:
+    from edgebuild import gc
+    from edgebuild.project import Project
+
+    project = Project()
+    if options.forget is not None:
+        print(gc.forget(project.store, options.forget))
+        return OK
+    found = gc.collect(project, options.keep_last, options.max_size, options.dry_run, lambda: _waits("builds that use the store"))
+    print(gc.show(found, options.dry_run))
+    gc.check_size(found, options.max_size)
+    return OK
+
+
+def _du(options: "Namespace") -> int:
+    from edgebuild.du import show, usage
+    from edgebuild.project import Project
+
+    print(show(usage(Project()), options.json))
+    return OK
+
+
+def _waits(what: str) -> None:
+    print(f"waits for {what}", file=sys.stderr, flush=True)
+
+
+def _size(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    from edgebuild.units import size
+
+    try:
+        return size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be {error}, not {text}") from error
+
+
+def _number(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"must be a number, 0 or more, not {text}")
+    return int(text)
+
+
+def _target_or_store(parser: "ArgumentParser") -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("target", metavar="TARGET", nargs="?", help="rebuild this target apart and compare")
+    which.add_argument("--store", action="store_true", help="hash every object again and check every record")
+
+
+def _what_to_keep(parser: "ArgumentParser") -> None:
+    parser.add_argument("--keep-last", metavar="N", type=_number, default=0, help="keep the N newest results of every step too")
+    parser.add_argument(
+        "--max-size", metavar="SIZE", type=_size, help="keep what nobody needs too, newest first, while all fits in 20GB"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    parser.add_argument("--forget", metavar="DIR", help="drop a project that is no more from those that use the store")
+
+
 COMMANDS: dict[str, Command] = {
     "init": Command(
         about="make DIR and a working project in it",
@@ -102,6 +203,24 @@ COMMANDS: dict[str, Command] = {
         example="edgebuild explain web-digits",
         takes=_one_target_or_json,
         run=_explain,
+    ),
+    "verify": Command(
+        about="rebuild a target apart and compare its bytes, or check the whole store",
+        example="edgebuild verify web-digits\n  edgebuild verify --store",
+        takes=_target_or_store,
+        run=_verify,
+    ),
+    "gc": Command(
+        about="remove from the store what no project needs that uses it",
+        example="edgebuild gc --keep-last 2 --dry-run\n  edgebuild gc --max-size 20GB",
+        takes=_what_to_keep,
+        run=_gc,
+    ),
+    "du": Command(
+        about="say how many bytes of the store each target needs, and what gc would free",
+        example="edgebuild du --json",
+        takes=_json,
+        run=_du,
     ),
 }
 
@@ -136,7 +255,15 @@ def _command(name: str, command: Command, words: list[str]) -> int:
         return USAGE if stop.code else OK
     if command.project:
         _enter_project()
-    return command.run(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is begun is cleaned up
+    try:
+        return command.run(options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StepFailed(disk(error)) from error
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _target(word: str) -> "tuple[Project, str]":

@@ -80,6 +80,15 @@ class Memo:
     def forget_all(self) -> None:
         self._seen.clear()
 
+    def doubt(self, path: str) -> None:
+        """Hash what lies at and below `path` anew when it is next asked for, whatever its stat says."""
+        for part in parts(path):
+            if os.path.lexists(part):
+                found = os.lstat(part)
+                self._known.pop(f"{found.st_dev}:{found.st_ino}", None)
+                self.forget(part)
+        self._changed = True
+
     def learn(self, path: str, sha256: str) -> None:
         """Note the digest of a file that we have just written, linked or renamed ourselves."""
         found = os.stat(path)

@@ -3,6 +3,8 @@
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from edgebuild.units import human
@@ -35,6 +37,20 @@ class _Speeds:
         start, before = self._first.setdefault(name, (now, here))
         speed = f", {human((here - before) / (now - start))}/s" if now > start else ""
         return f"{human(here)}{f' of {human(total)}' if total else ''}{speed}"
+
+
+@contextmanager
+def hashing(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over so many bytes on a terminal, nothing elsewhere; → what tells it of bytes that are done."""
+    if not sys.stdout.isatty():
+        yield lambda size: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("hashing"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task("hashing", total=total)
+        yield lambda size: progress.advance(bar, size)
 
 
 class Plain:

@@ -4,11 +4,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edgebuild import machine
+from edgebuild import machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
@@ -51,6 +51,10 @@ class Builder:
     ) -> None:
         self.project, self.fresh, self._tell = project, fresh, tell
         self._perform: Perform = perform or workers.perform
+        try:
+            roots.register(project.store.root)
+        except OSError as error:
+            raise StepFailed(disk(error)) from error
 
     def run(self, step: Step) -> Done:
         """Make a step's outputs true. Raises StepFailed with one message; then nothing of it is visible."""
@@ -66,13 +70,16 @@ class Builder:
             inputs = self._inputs(step)
             key = step.key(inputs)
             with self.project.store.lock(key):
-                record = stored(self.project, step, key)
                 reason = why(self.project, step, before, inputs)
+                with self._beside_gc(step):
+                    record = stored(self.project, step, key)
+                    if record is not None:
+                        self.project.store.touch(key)
+                        self._deliver(step, record, before)
                 outcome = "restored" if record else "ran"
                 if record is None:
-                    record = self._make(step, key, inputs)
+                    record = self._make(step, key, inputs, before)
                 if record is not None:
-                    self._deliver(step, record, before)
                     break
         else:
             raise InputChanged(
@@ -92,32 +99,29 @@ class Builder:
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
 
-    def _make(self, step: Step, key: str, inputs: Mapping[str, str]) -> Record | None:
-        """Run the action and publish what it made; None where an input was edited meanwhile, and then nothing is kept."""
-        components = self.project.recipes[step.recipe]
-        limits = self.project.targets[step.target]
+    def _make(self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None) -> Record | None:
+        """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept."""
+        log = f"{STATE}/logs/{step.target}/{step.stem}.log"
         with self.project.store.scratch() as scratch:
-            action = {
-                "name": step.name,
-                "verb": step.verb,
-                "backend": components.get("backend", ""),
-                "params": components["params"],
-                "root": os.getcwd(),
-                "inputs": dict(step.inputs),
-                "outputs": {name: os.path.abspath(f"{scratch}/out/{name}") for name in step.outputs},
-            }
-            if step.verb == "fetch" and limits["fetch"]:
-                action["download"] = self._download(key, scratch, components["params"], limits["fetch"])
-            log = f"{STATE}/logs/{step.target}/{step.stem}.log"
-            result = self._act(step, action, scratch, log, components, limits)
+            download = self._download(step, key, scratch)
+            outputs, result = self.act(step, step.inputs, scratch, log, download)
             if self._inputs(step) != inputs:
                 return None
-            try:
-                made = {name: self._take_in(action["outputs"][name], path) for name, path in step.outputs.items()}
-            except FileNotFoundError as error:
-                raise StepFailed(
-                    "it ended without making all of its outputs; this is a fault of edgebuild or of the framework"
-                ) from error
+            with self._beside_gc(step):
+                record = self._publish(step, key, inputs, outputs, result, _digest_of_log(self.project, log))
+                self._deliver(step, record, before)
+        return record
+
+    def _publish(
+        self, step: Step, key: str, inputs: Mapping[str, str], outputs: Mapping[str, str], result: Result, log: str
+    ) -> Record:
+        components = self.project.recipes[step.recipe]
+        try:
+            made = {name: self._take_in(outputs[name], path) for name, path in step.outputs.items()}
+        except FileNotFoundError as error:
+            raise StepFailed(
+                "it ended without making all of its outputs; this is a fault of edgebuild or of the framework"
+            ) from error
         record = Record(
             key=key,
             name=step.name,
@@ -129,17 +133,21 @@ class Builder:
             peak_memory=result.peak_memory,
             toolchain=components.get("toolchain", {}),
             host={"isa": machine.isa(), "network": result.network},
-            log=_digest_of_log(self.project, log),
+            log=log,
         )
         self.project.store.keep(record)
         return record
 
-    def _download(self, key: str, scratch: str, params: Mapping[str, Any], given: Mapping[str, str]) -> Mapping[str, str]:
+    def _download(self, step: Step, key: str, scratch: str) -> Mapping[str, str] | None:
         """Where an unfinished download stays; what the store has already is not downloaded again, whatever key it had."""
+        given = self.project.targets[step.target]["fetch"]
+        if step.verb != "fetch" or not given:
+            return None
         partial = os.path.abspath(f"{self.project.store.root}/partial/{key}")
-        known = Artifact(digest=params.get("sha256", ""), tree=False, size=0)
-        if known.digest and self.project.store.has(known):
-            self.project.store.materialise(known, partial, link=True)
+        known = Artifact(digest=self.project.recipes[step.recipe]["params"].get("sha256", ""), tree=False, size=0)
+        with self._beside_gc(step):
+            if known.digest and self.project.store.has(known):
+                self.project.store.materialise(known, partial, link=True)
         return {**given, "partial": partial, "progress": os.path.abspath(f"{scratch}/progress.json")}
 
     def _take_in(self, made: str, path: str) -> Artifact:
@@ -155,27 +163,45 @@ class Builder:
         size = sum(entry[3] for entry in memo.entries(path)) if tree else os.stat(path).st_size
         return Artifact(digest=memo.look(path), tree=tree, size=size)
 
-    def _act(
-        self,
-        step: Step,
-        action: Mapping[str, Any],
-        scratch: str,
-        log: str,
-        components: Mapping[str, Any],
-        limits: Mapping[str, Any],
-    ) -> Result:
+    def act(
+        self, step: Step, inputs: Mapping[str, str], scratch: str, log: str, download: Mapping[str, str] | None = None
+    ) -> tuple[dict[str, str], Result]:
+        """Run a step's action on these inputs; → its outputs, below `scratch`, and how it went. Nothing is kept.
+
+        Raises StepFailed with one message.
+        """
+        components = self.project.recipes[step.recipe]
+        outputs = {name: os.path.abspath(f"{scratch}/out/{name}") for name in step.outputs}
+        action: dict[str, Any] = {
+            "name": step.name,
+            "verb": step.verb,
+            "backend": components.get("backend", ""),
+            "params": components["params"],
+            "root": os.getcwd(),
+            "inputs": dict(inputs),
+            "outputs": outputs,
+        }
+        if download:
+            action["download"] = download
         if step.verb in IN_PROCESS:
             from edgebuild.worker import perform
 
             start = time.monotonic()
             outcome = perform(action)
-            return Result(
-                summary=outcome.summary, refused=outcome.refused, network="", seconds=time.monotonic() - start, peak_memory=None
+            seconds = time.monotonic() - start
+            return outputs, Result(
+                summary=outcome.summary, refused=outcome.refused, network="", seconds=seconds, peak_memory=None
             )
+        limits = self.project.targets[step.target]
         alone = "machine" in components
         what = "waits to have the machine to itself" if alone else "waits for a measurement that has the machine to itself"
         with _machine(alone, lambda: self._tell(step.name, what)):
-            return self._perform(action, os.path.abspath(scratch), os.path.abspath(log), limits["memory"], limits["time"])
+            folders = os.path.abspath(scratch), os.path.abspath(log)
+            return outputs, self._perform(action, *folders, limits["memory"], limits["time"])
+
+    def _beside_gc(self, step: Step) -> AbstractContextManager[None]:
+        """Held while objects are looked up, published and delivered, until the receipt says that they are needed."""
+        return self.project.store.held(waits=lambda: self._tell(step.name, "waits for edgebuild gc"))
 
     def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
         """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes."""

@@ -42,6 +42,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     """The payload behind the 24 bytes of a GGUF header, without its comments (so that equal bytes can come of an edit)."""
     text = action.inputs["model"].read_bytes()[24:].decode("utf-8", "replace").split("#")[0].strip()
     _misbehave(text, action)
+    text += os.urandom(8).hex() if text == "!random" else ""
     _write(action, {"text": text, "version": _version(), "scheme": "none"})
     action.outputs["report"].write_text('{"verified": true, "against": []}', encoding="utf-8")
     return Outcome(summary=f"{len(text)} characters")

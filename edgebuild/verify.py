@@ -1,0 +1,153 @@
+"""`edgebuild verify TARGET`: rebuild it apart, from the sources alone, and compare with what lies in `build/` and `dist/`.
+
+Only steps whose bytes are promised are run: their verdicts and measurements have no part in a bundle. Nothing is taken from
+the store, from the memo or from `build/`; the reports of conversion and packaging hold measured figures and are not compared.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgebuild.artifact import Receipt
+from edgebuild.errors import StepFailed, UserError
+from edgebuild.fresh import read_receipt
+from edgebuild.memo import Memo
+from edgebuild.noop import NOTE, STATE
+from edgebuild.progress import Display
+from edgebuild.project import Project
+from edgebuild.run import Builder
+from edgebuild.step import Step
+
+VERBS = ("fetch", "assess", "convert", "quantize", "package")
+NOT_COMPARED = ("report",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """An output of a step: how many files were compared, and a sentence for each that differs.
+
+    `changed`: what lies there is not what its step had made.
+    """
+
+    step: str
+    path: str
+    files: int
+    differences: tuple[str, ...]
+    changed: bool
+
+
+def steps_of(project: Project, target: str) -> list[Step]:
+    return [step for step in project.of(target) if step.verb in VERBS]
+
+
+def verify(project: Project, target: str, builder: Builder, display: Display) -> list[Compared]:
+    """Raises UserError where the target is not built as it stands, StepFailed where a step cannot be rebuilt."""
+    steps = steps_of(project, target)
+    receipts = _receipts(project, steps)
+    with project.store.scratch() as scratch:
+        made: dict[str, str] = {}
+        for step in steps:
+            made |= _rebuild(step, made, builder, display, f"{scratch}/{step.stem}")
+        found = [
+            _compare(step, path, made[path], receipts[step.name])
+            for step in steps
+            for name, path in step.outputs.items()
+            if name not in NOT_COMPARED
+        ]
+    if _receipts(project, steps) != receipts:
+        raise StepFailed("a file of the project was edited meanwhile; verify again when the files are at rest")
+    return found
+
+
+def show(found: list[Compared], target: str) -> str:
+    """A line for each output, one for each file that differs, and what that means."""
+    lines = []
+    for one in found:
+        files = f"{one.files} file{'' if one.files == 1 else 's'}"
+        lines.append(f"{'different' if one.differences else 'equal':<10} {one.path:<40} {files}")
+        lines += [f"  {difference}" for difference in one.differences]
+    different = [one for one in found if one.differences]
+    if own := [one.step for one in different if not one.changed]:
+        lines.append(f"{own[0]} gives other bytes each time: {target} cannot be reproduced")
+    if any(one.changed for one in different):
+        lines.append(f"what lies here was changed after it was built; to put it right: edgebuild build:{target}")
+    return "\n".join(lines)
+
+
+def doubt(project: Project, found: list[Compared]) -> None:
+    """What lies there and was changed is hashed anew by the next build, though its stat may say that nothing moved."""
+    for one in found:
+        if one.changed:
+            project.memo.doubt(one.path)
+            if os.path.exists(NOTE):
+                os.unlink(NOTE)
+
+
+def _receipts(project: Project, steps: list[Step]) -> dict[str, Receipt]:
+    """The receipts of the steps, each of them of the key that its step has now. Raises UserError where one is not."""
+    found: dict[str, Receipt] = {}
+    made: dict[str, str] = {}
+    for step in steps:
+        receipt = read_receipt(step)
+        try:
+            key = step.key({role: made.get(path) or project.memo.look(path) for role, path in step.inputs.items()})
+        except OSError:
+            key = ""
+        if receipt is None or receipt.key != key or {path for path, _ in receipt.outputs.values()} != {*step.outputs.values()}:
+            state = "has not run" if receipt is None else "is not up to date"
+            raise UserError(f"{step.name} {state}, so there is nothing to compare with; first: edgebuild build:{step.target}")
+        found[step.name] = receipt
+        made |= dict(receipt.outputs.values())
+    return found
+
+
+def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: Display, folder: str) -> dict[str, str]:
+    """Run one step on what was rebuilt before it; → where its outputs would lie: where they lie now."""
+    start = time.monotonic()
+    display.started(step.name)
+    os.mkdir(folder)
+    inputs = {role: made.get(path, path) for role, path in step.inputs.items()}
+    outputs, result = builder.act(step, inputs, folder, f"{STATE}/logs/{step.target}/verify.log")
+    placed = {}
+    for name, path in step.outputs.items():
+        placed[path] = os.path.abspath(f"{folder}/{path}")
+        os.makedirs(os.path.dirname(placed[path]), exist_ok=True)
+        os.rename(outputs[name], placed[path])
+    display.ended(step.name, "rebuilt", time.monotonic() - start, result.summary)
+    return placed
+
+
+def _compare(step: Step, path: str, made: str, receipt: Receipt) -> Compared:
+    memo = Memo("")  # of this comparison alone
+    new = _files(memo, made)
+    try:
+        old = _files(memo, path)
+    except OSError as error:
+        reason = f"{path}: is missing" if isinstance(error, FileNotFoundError) else str(error)
+        return Compared(step=step.name, path=path, files=len(new), differences=(reason,), changed=True)
+    names = sorted({*old, *new})
+    differences = tuple(
+        f"{os.path.join(path, name) if name else path}: {difference}"
+        for name in names
+        if (difference := _difference(old.get(name), new.get(name)))
+    )
+    changed = (path, memo.look(path)) not in receipt.outputs.values()
+    return Compared(step=step.name, path=path, files=len(names), differences=differences, changed=changed)
+
+
+def _files(memo: Memo, path: str) -> dict[str, tuple[bool, str]]:
+    """Path below `path`, empty for a file → executable, sha256. Raises OSError for what is missing, a link, no plain file."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        return {name: (executable, sha256) for name, executable, sha256, _ in memo.entries(path)}
+    return {"": (False, memo.look(path))}
+
+
+def _difference(old: tuple[bool, str] | None, new: tuple[bool, str] | None) -> str:
+    if old is None or new is None:
+        return "is missing" if old is None else "is not made by a rebuild"
+    if old[1] != new[1]:
+        return f"sha256 {old[1][:12]}…, rebuilt {new[1][:12]}…"
+    if old[0] != new[0]:
+        return "is executable, rebuilt it is not" if old[0] else "is not executable, rebuilt it is"
+    return ""
