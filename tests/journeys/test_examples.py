@@ -133,6 +133,28 @@ def test_the_ios_payload_gives_its_golden_output(both: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1]) == expected
 
 
+@pytest.mark.parametrize("name", ["ios-phi3", "web-digits"])
+def test_a_bundle_is_the_same_when_it_is_rebuilt_apart(both: Path, name: str) -> None:
+    result = subprocess.run([str(BIN / "edgebuild"), "verify", name], cwd=both, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("equal")] == [
+        f"build/{name}/fetch/source.json",
+        f"build/{name}/assess/facts.json",
+        f"build/{name}/convert/model",
+        f"build/{name}/quantize/model",
+        f"dist/{name}",
+        f"dist/{name}.tar",
+    ]
+
+
+def test_the_store_of_real_builds_is_right_and_all_of_it_is_needed(both: Path) -> None:
+    for words in (["verify", "--store"], ["gc"]):
+        result = subprocess.run([str(BIN / "edgebuild"), *words], cwd=both, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert "removed   0 records, 0 objects: 0 B" in result.stdout
+    assert ran(both) == set()
+
+
 # -- never stale, on the real backends ------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
