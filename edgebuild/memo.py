@@ -83,8 +83,8 @@ class Memo:
     def doubt(self, path: str) -> None:
         """Hash what lies at and below `path` anew when it is next asked for, whatever its stat says."""
         for part in parts(path):
-            if os.path.lexists(part):
-                found = os.lstat(part)
+            if os.path.exists(part):
+                found = os.stat(part)
                 self._known.pop(f"{found.st_dev}:{found.st_ino}", None)
                 self.forget(part)
         self._changed = True

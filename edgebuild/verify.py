@@ -48,9 +48,10 @@ def verify(project: Project, target: str, builder: Builder, display: Display) ->
     with project.store.scratch() as scratch:
         made: dict[str, str] = {}
         for step in steps:
-            made |= _rebuild(step, made, builder, display, f"{scratch}/{step.stem}")
+            if not _fetched(project, step):
+                made |= _rebuild(step, made, builder, display, f"{scratch}/{step.stem}")
         found = [
-            _compare(step, path, made[path], receipts[step.name])
+            _compare(step, path, made[path], receipts[step.name]) if path in made else _hold(step, path, receipts[step.name])
             for step in steps
             for name, path in step.outputs.items()
             if name not in NOT_COMPARED
@@ -100,6 +101,23 @@ def _receipts(project: Project, steps: list[Step]) -> dict[str, Receipt]:
         found[step.name] = receipt
         made |= dict(receipt.outputs.values())
     return found
+
+
+def _fetched(project: Project, step: Step) -> bool:
+    """Whether a step brought the source from elsewhere: then what it brought is the source, and is not brought again."""
+    return step.verb == "fetch" and bool(project.targets[step.target]["fetch"])
+
+
+def _hold(step: Step, path: str, receipt: Receipt) -> Compared:
+    """What was fetched against what its receipt says: a commit or a sha256 had said it before."""
+    memo = Memo("")
+    try:
+        changed = (path, memo.look(path)) not in receipt.outputs.values()
+        reason = f"{path}: its bytes are not those that were fetched"
+    except OSError as error:
+        changed, reason = True, f"{path}: is missing" if isinstance(error, FileNotFoundError) else str(error)
+    files = len(_files(memo, path)) if not changed else 0
+    return Compared(step=step.name, path=path, files=files, differences=(reason,) if changed else (), changed=changed)
 
 
 def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: Display, folder: str) -> dict[str, str]:

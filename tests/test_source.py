@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import trustme
 
+from edgebuild import fsck, gc
 from edgebuild.errors import StepFailed
 from edgebuild.fresh import Fresh
 from edgebuild.process import Workers
+from edgebuild.progress import Plain
 from edgebuild.project import Project
 from edgebuild.run import Builder, Done
 from edgebuild.target import parse_source
-from tests.conftest import ROOT, Lab
+from edgebuild.verify import verify
+from tests.conftest import ROOT, Lab, perform_here
 from tests.loopback import COMMIT, Loopback, serve
 
 GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + b"hello" + bytes(3_000_000)
@@ -387,3 +390,28 @@ def test_a_distribution_is_watched(lab: Lab) -> None:
 def test_names_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse_source(text)
+
+
+# -- verify and gc -----------------------------------------------------------------------------------------------------------
+def test_verify_holds_what_was_fetched_and_fetches_nothing(lab: Lab, site: Loopback) -> None:
+    os.chdir(lab.root)
+    lab.build()
+    sent = site.sent
+    project = Project()
+    builder = Builder(project, Fresh(project), Workers(), perform_here)
+    assert not any(one.differences for one in verify(project, "one", builder, Plain()))
+    path = lab.root / "build/one/fetch/model"
+    path.chmod(0o644)
+    path.write_bytes(GGUF[:-1] + b"?")
+    found = {one.path: one.differences for one in verify(project, "one", builder, Plain())}
+    assert found["build/one/fetch/model"] == ("build/one/fetch/model: its bytes are not those that were fetched",)
+    assert found["build/one/fetch/source.json"] == ()
+    assert site.sent == sent
+
+
+def test_a_store_is_whole_without_what_lies_in_the_cache(lab: Lab, hub: Loopback) -> None:
+    run(lab)
+    project = Project()
+    assert fsck.check(project.store, lambda size: None, lambda: None).damaged == ()
+    assert gc.collect(project, 0, None, False, lambda: None).freed == 0
+    assert run(lab).outcome == "restored"
