@@ -136,8 +136,7 @@ def _gc(options: "Namespace") -> int:
 
     project = Project()
     if options.forget is not None:
-        print(gc.forget(project.store, options.forget))
-        return OK
+        gc.forget(project.store, options.forget)
     found = gc.collect(project, options.keep_last, options.max_size, options.dry_run, lambda: _waits("builds that use the store"))
     print(gc.show(found, options.dry_run))
     gc.check_size(found, options.max_size)
@@ -187,7 +186,7 @@ def _what_to_keep(parser: "ArgumentParser") -> None:
         "--max-size", metavar="SIZE", type=_size, help="keep what nobody needs too, newest first, while all fits in 20GB"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
-    parser.add_argument("--forget", metavar="DIR", help="drop a project that is no more from those that use the store")
+    parser.add_argument("--forget", metavar="DIR", help="do without a project that cannot be seen; '*' stands for any text")
 
 
 COMMANDS: dict[str, Command] = {

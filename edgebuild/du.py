@@ -43,7 +43,7 @@ def usage(project: Project) -> Usage:
         targets=[_share(there, name, mine.get(name, set()), users) for name in sorted({*project.names(), *mine})],
         sum=there.size(key for keys in mine.values() for key in keys),
         store={"bytes": there.total(), "needed": needed, "freed": there.total() - needed},
-        unseen=[root.folder for root in known if root.state == roots.AWAY],
+        unseen=[root.name for root in known if root.state == roots.AWAY],
     )
 
 

@@ -6,6 +6,7 @@ Lock files stay: they are empty, and to remove one under a build that waits for 
 """
 
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -50,10 +51,10 @@ def find(project: Project, keep_last: int = 0, max_size: int | None = None) -> C
     """What `gc` would remove. Raises UserError where a project that may need something cannot be seen."""
     store = project.store
     known = roots.roots(store.root)
-    if away := [root.folder for root in known if root.state == roots.AWAY]:
+    if away := [root.name for root in known if root.state == roots.AWAY]:
         raise UserError(
             f"{away[0]} uses this store and cannot be seen now, so nothing is removed: make it visible, "
-            f"or, if it is no more: edgebuild gc --forget {away[0]}"
+            f"or, if it is no more: edgebuild gc --forget {shlex.quote(away[0])}"
         )
     here = [root for root in known if root.state == roots.HERE]
     there = Inventory.of(store)
@@ -80,7 +81,7 @@ def show(found: Collection, dry_run: bool) -> str:
     steps = Counter(name or "records that cannot be read" for name in found.records.values())
     lines += [f"{'':<9}   {name}{f' ×{count}' if count > 1 else ''}" for name, count in sorted(steps.items())]
     lines += [f"{goes:<9} {path}: {human(size)}" for path, size in found.rest.items()]
-    lines += [f"{goes:<9} {root.folder} from the projects that use this store: it is no more" for root in found.gone]
+    lines += [f"{goes:<9} {root.name} from the projects that use this store: it is no more" for root in found.gone]
     lines.append(
         f"{'kept':<9} {human(found.needed)} that {_count(found.here, 'project')} here can need, {human(found.spare)} besides"
     )
@@ -97,12 +98,11 @@ def check_size(found: Collection, max_size: int | None) -> None:
         )
 
 
-def forget(store: Store, folder: str) -> str:
-    """Drop a project that is no more from those that use the store. Raises UserError where it is none of them."""
-    if not roots.forget(store.root, folder):
-        known = ", ".join(root.folder for root in roots.roots(store.root))
-        raise UserError(f"{folder} is no project that uses this store; there are: {known}")
-    return f"{folder} uses this store no longer"
+def forget(store: Store, pattern: str) -> None:
+    """Drop projects that cannot be seen from those that use the store. Raises UserError where a plain name is none of them."""
+    if not roots.forget(store.root, pattern) and "*" not in pattern:
+        known = ", ".join(root.name for root in roots.roots(store.root) if root.state != roots.HERE) or "none"
+        raise UserError(f"{pattern} is no project that uses this store and cannot be seen; there are: {known}")
 
 
 def _needs(root: roots.Root) -> dict[str, set[str]]:

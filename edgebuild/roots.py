@@ -1,35 +1,45 @@
 """Which projects use a store, and which keys the receipts of each need. A collector's roots, as Nix calls them.
 
-A project is known to the store before its first step publishes there. One that cannot be seen now may come back (a disk
-that is not mounted, another machine's folder): only one that was surely removed or moved is taken to be gone.
+A project is known to a store that is not its own before its first step publishes there; the project in whose folder a store
+lies is known by that. One that cannot be seen now may come back (a disk that is not mounted, another machine's folder): only
+one that was surely removed or moved is taken to be gone.
 """
 
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from edgebuild import digest
 from edgebuild.artifact import receipt_from_json
 from edgebuild.files import remove_tree, write_whole
+from edgebuild.noop import STATE
 
 HERE, GONE, AWAY = "here", "gone", "away"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Root:
-    """A project that uses a store. `state`: it is here, it is gone for good, or it is away and may come back."""
+    """A project that uses a store. `state`: it is here, it is gone for good, or it is away and may come back.
+
+    `name` is its folder, behind the machine's name where that is another one; `file` makes it known, where a file does.
+    """
 
     folder: str
     state: str
-    file: str
+    name: str
+    file: str = ""
 
 
 def register(store: str) -> None:
     """Make the project in the current directory known to a store. Raises OSError where that cannot be written."""
-    folder = os.getcwd()
-    note = json.dumps({"root": folder, "host": os.uname().nodename, "device": os.stat(folder).st_dev}).encode()
-    path = _file(store, folder)
+    if store == STATE:
+        return  # it lies in the project
+    folder, host = os.getcwd(), os.uname().nodename
+    found = os.stat(folder)
+    note = json.dumps({"root": folder, "host": host, "device": found.st_dev, "inode": found.st_ino}).encode()
+    path = f"{store}/projects/{digest.of_bytes(os.fsencode(f'{host}:{folder}'))[:32]}.json"
     try:
         with open(path, "rb") as file:
             if file.read() == note:
@@ -39,30 +49,24 @@ def register(store: str) -> None:
     write_whole(path, note)
 
 
-def forget(store: str, folder: str) -> bool:
-    """Drop a project, by its folder or by the file that makes it known, from those that use a store; → whether it was one."""
-    path = os.path.abspath(folder)
-    known = [
-        root.file for root in roots(store) if path in (root.folder, os.path.abspath(root.file)) and os.path.exists(root.file)
-    ]
-    for file in known:
-        remove_tree(file)
-    return bool(known)
+def forget(store: str, pattern: str) -> list[Root]:
+    """Drop the projects that cannot be seen and match (`*` any text), by name, from those that use a store."""
+    found = [root for root in roots(store) if root.state != HERE and fnmatch(root.name, pattern)]
+    for root in found:
+        remove_tree(root.file)
+    return found
 
 
 def roots(store: str) -> list[Root]:
-    """Every project that uses a store; the one in the current directory always."""
-    here = os.getcwd()
-    found = [Root(folder=here, state=HERE, file=_file(store, here))]
+    """Every project that uses a store; the one in the current directory always, and first."""
+    found = {folder: Root(folder=folder, state=HERE, name=folder) for folder in (os.getcwd(), *_owner(store))}
     try:
         names = sorted(os.listdir(f"{store}/projects"))
     except FileNotFoundError:
         names = []
-    for name in names:
-        path = f"{store}/projects/{name}"
-        if name.endswith(".json") and path != found[0].file:
-            found.append(_root(path))
-    return found
+    for root in (_root(f"{store}/projects/{name}") for name in names if name.endswith(".json")):
+        found.setdefault(root.folder if root.state == HERE else root.file, root)
+    return list(found.values())
 
 
 def needs(root: Root) -> dict[str, set[str]]:
@@ -75,17 +79,31 @@ def needs(root: Root) -> dict[str, set[str]]:
     return found
 
 
+def _owner(store: str) -> Iterator[str]:
+    folder, name = os.path.split(os.path.realpath(store))
+    if name == STATE and _is_project(folder):
+        yield folder
+
+
+def _is_project(folder: str) -> bool:
+    return os.path.isdir(f"{folder}/targets") and os.path.isfile(f"{folder}/dodo.py")
+
+
 def _root(path: str) -> Root:
     try:
         with open(path, "rb") as file:
             note = json.loads(file.read())
-        folder, host, device = str(note["root"]), str(note["host"]), int(note["device"])
+        folder, host, device, inode = str(note["root"]), str(note["host"]), int(note["device"]), int(note["inode"])
     except (OSError, ValueError, KeyError, TypeError):
-        return Root(folder=os.path.abspath(path), state=AWAY, file=path)
-    if os.path.isdir(f"{folder}/targets") and os.path.isfile(f"{folder}/dodo.py"):
-        return Root(folder=folder, state=HERE, file=path)
-    gone = not os.path.lexists(folder) and host == os.uname().nodename and _device(folder) == device
-    return Root(folder=folder, state=GONE if gone else AWAY, file=path)
+        return Root(folder=path, state=AWAY, name=path, file=path)
+    same_host = host == os.uname().nodename
+    name = folder if same_host else f"{host}:{folder}"
+    if _is_project(folder):
+        found = os.stat(folder)
+        same = same_host or (found.st_dev, found.st_ino) == (device, inode)  # a machine may be given another name
+        return Root(folder=folder, state=HERE if same else AWAY, name=name, file=path)
+    gone = same_host and not os.path.lexists(folder) and _device(folder) == device
+    return Root(folder=folder, state=GONE if gone else AWAY, name=name, file=path)
 
 
 def _device(path: str) -> int:
@@ -109,7 +127,3 @@ def _names(folder: str) -> Iterator[str]:
         yield from sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-
-
-def _file(store: str, folder: str) -> str:
-    return f"{store}/projects/{digest.of_bytes(os.fsencode(folder))[:32]}.json"

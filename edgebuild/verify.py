@@ -126,7 +126,10 @@ def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: Dis
     display.started(step.name)
     os.mkdir(folder)
     inputs = {role: made.get(path, path) for role, path in step.inputs.items()}
-    outputs, result = builder.act(step, inputs, folder, f"{STATE}/logs/{step.target}/verify.log")
+    try:
+        outputs, result = builder.act(step, inputs, folder, f"{STATE}/logs/{step.target}/verify.log")
+    except StepFailed as error:
+        raise StepFailed(f"{step.name}: {error}") from error
     placed = {}
     for name, path in step.outputs.items():
         placed[path] = os.path.abspath(f"{folder}/{path}")

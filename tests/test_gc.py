@@ -185,30 +185,61 @@ def test_what_another_project_needs_stays(two: tuple[Lab, Lab], tmp_path: Path) 
 
 @pytest.mark.parametrize("why", ["another machine's", "another file system's", "a mount point", "a torn file"])
 def test_a_project_that_cannot_be_seen_now(two: tuple[Lab, Lab], tmp_path: Path, why: str) -> None:
-    """Nothing is removed: it may come back. A way to drop it is named, and works."""
+    """Nothing is removed: it may come back. A way to do without it is named, and works."""
     one, other = two
     scheme(one, "int4")
     one.build()
     before = stored(one, tmp_path / "store")
     note = next(path for path in (tmp_path / "store" / "projects").iterdir() if str(other.root) in path.read_text())
     known = json.loads(note.read_text())
-    other.root.rename(tmp_path / "hidden")
     name = str(other.root)
-    if why == "a mount point":
+    if why == "another machine's":  # where another project lies at the same place
+        note.write_text(json.dumps(known | {"host": "elsewhere", "inode": 1}))
+        name = f"elsewhere:{name}"
+    else:
+        other.root.rename(tmp_path / "hidden")
+    if why == "another file system's":
+        note.write_text(json.dumps(known | {"device": known["device"] + 1}))
+    elif why == "a mount point":
         other.root.mkdir()
     elif why == "a torn file":
         note.write_bytes(b"")
         name = str(note)
-    else:
-        note.write_text(json.dumps(known | ({"host": "elsewhere"} if "machine" in why else {"device": known["device"] + 1})))
     with pytest.raises(UserError, match="cannot be seen now") as raised:
         collect(one)
     assert f"edgebuild gc --forget {name}" in str(raised.value)
     assert stored(one, tmp_path / "store") == before
     assert name in run(one, "du", program="edgebuild").stdout
-    assert run(one, "gc", "--forget", name, program="edgebuild").returncode == 0
-    assert len(collect(one).records) > 10
     assert run(one, "gc", "--forget", "/nowhere", program="edgebuild").returncode == 3
+    assert run(one, "gc", "--forget", str(one.root), program="edgebuild").returncode == 3  # it is here
+    result = run(one, "gc", "--forget", "*" if why == "a torn file" else name, program="edgebuild")
+    assert result.returncode == 0
+    assert result.stdout.startswith("removed   16 records, ")
+
+
+def test_a_machine_that_has_another_name_now(two: tuple[Lab, Lab], tmp_path: Path) -> None:
+    one, _ = two
+    for note in (tmp_path / "store" / "projects").iterdir():
+        note.write_text(json.dumps(json.loads(note.read_text()) | {"host": "before"}))
+    assert collect(one).records == {}
+
+
+def test_a_store_in_a_project_knows_it_by_that(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moved, copied or kept by a CI, a checkout needs no registration; and who shares its store spares what it needs."""
+    lab.build()
+    assert not (lab.root / ".edgebuild" / "projects").exists()
+    other = make_lab(tmp_path / "other")
+    write_model(other.root / "model.gguf", "other")
+    monkeypatch.setenv("EDGEBUILD_STORE", str(lab.root / ".edgebuild"))
+    other.build()
+    assert collect(other).records == {}
+    monkeypatch.delenv("EDGEBUILD_STORE")
+    assert collect(lab).records == {}
+    lab.root.rename(tmp_path / "moved")
+    lab.root = tmp_path / "moved"
+    shutil.rmtree(other.root)
+    assert len(collect(lab).records) == 10
+    assert set(lab.build().values()) == {"fresh"}
 
 
 def test_a_project_that_cannot_be_seen_comes_back(two: tuple[Lab, Lab], tmp_path: Path) -> None:
