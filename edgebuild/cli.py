@@ -76,6 +76,26 @@ def _explain(options: "Namespace") -> int:
     return OK
 
 
+def _plan(options: "Namespace") -> int:
+    from edgebuild.preview import preview
+
+    project, name = _target(options.target)
+    text, status = preview(project, name, options.json)
+    print(text)
+    project.memo.save()
+    return status
+
+
+def _remeasure(options: "Namespace") -> int:
+    project, name = _target(options.target)
+    measuring = [step.name for step in project.of(name) if "machine" in project.recipes[step.recipe]]
+    if not measuring:
+        benchmark = next(step for step in project.of(name) if step.verb == "benchmark")
+        reason = project.recipes[benchmark.recipe]["params"]["not_measured"]
+        raise UserError(f"nothing of {name} is measured on this machine, so there is nothing to measure again: {reason}")
+    return _doit([f"build:{name}", f"again={','.join(measuring)}"])
+
+
 def _one_target(parser: "ArgumentParser") -> None:
     parser.add_argument("target", metavar="TARGET", help="a target's name")
 
@@ -102,6 +122,18 @@ COMMANDS: dict[str, Command] = {
         example="edgebuild explain web-digits",
         takes=_one_target_or_json,
         run=_explain,
+    ),
+    "plan": Command(
+        about="say what a build of a target would do, make and need, and what cannot pass, without doing it",
+        example="edgebuild plan web-digits",
+        takes=_one_target_or_json,
+        run=_plan,
+    ),
+    "remeasure": Command(
+        about="time a target's model again though its measurements hold, and build all that follows from that",
+        example="edgebuild remeasure web-digits",
+        takes=_one_target,
+        run=_remeasure,
     ),
 }
 
