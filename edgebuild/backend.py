@@ -117,6 +117,9 @@ class Backend(Protocol):
     def quantize(self, action: Action, facts: ModelFacts) -> Outcome:
         """In a worker: the converted model (input `model`) → output `model`."""
 
+    def smoke(self) -> str:
+        """In a worker: the least work that shows that the framework runs here; → what ran. Raises StepFailed."""
+
     def open(self, model: Path, view: str = "") -> Session:
         """In a worker: load an artifact of this backend; `view` is one of VIEWS, the first by default."""
 

@@ -96,6 +96,18 @@ def _remeasure(options: "Namespace") -> int:
     return _doit([f"build:{name}", f"again={','.join(measuring)}"])
 
 
+def _doctor(options: "Namespace") -> int:
+    from edgebuild.doctor import doctor
+
+    try:
+        _enter_project()
+    except UserError:
+        pass  # without a project it looks at this folder
+    text, status = doctor(os.path.abspath(os.environ.get("EDGEBUILD_STORE") or ".edgebuild"), options.json)
+    print(text)
+    return status
+
+
 def _one_target(parser: "ArgumentParser") -> None:
     parser.add_argument("target", metavar="TARGET", help="a target's name")
 
@@ -134,6 +146,13 @@ COMMANDS: dict[str, Command] = {
         example="edgebuild remeasure web-digits",
         takes=_one_target,
         run=_remeasure,
+    ),
+    "doctor": Command(
+        about="say what there is to work with here: backends, each tried; machine, disks, accelerators",
+        example="edgebuild doctor --json",
+        takes=lambda parser: _json(parser),
+        run=_doctor,
+        project=False,
     ),
 }
 

@@ -90,6 +90,8 @@ def _dispatch(action: Action) -> Outcome:
     from edgebuild.backends import BACKENDS
 
     backend = BACKENDS[action.backend]
+    if verb == "smoke":
+        return Outcome(summary=backend.smoke())
     if verb in ("convert", "quantize"):
         from edgebuild.backend import facts_from_json
 

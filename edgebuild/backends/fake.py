@@ -63,6 +63,10 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     return Outcome(summary=str(action.params["scheme"]))
 
 
+def smoke() -> str:
+    return "nothing to start"
+
+
 def open(model: Path, view: str = "") -> FakeSession:
     return FakeSession(json.loads((model / "payload.json").read_text(encoding="utf-8")))
 

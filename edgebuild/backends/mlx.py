@@ -152,6 +152,22 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     return Outcome(summary=f"{scheme} in groups of {group}, {done} of {len(layers)} layers, {sizes}")
 
 
+def smoke() -> str:
+    """A small matrix product, and one by weights in int4."""
+    _start()
+    import mlx.core as mx
+
+    with _mlx("multiply matrices"):
+        ones = mx.ones((64, 64))
+        weights, scales, *biases = mx.quantize(ones, group_size=64, bits=4)
+        exact, coarse = ones @ ones, mx.quantized_matmul(ones, weights, scales, biases[0], group_size=64, bits=4)
+        right = bool(mx.all(exact == 64)) and bool(mx.all(mx.abs(coarse - 64) < 1))
+    if not right:
+        raise StepFailed("mlx multiplies matrices wrongly on this machine; install another version, or use another machine")
+    device = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
+    return f"mlx {importlib.metadata.version('mlx')} on {device}, mlx-lm {importlib.metadata.version('mlx-lm')}"
+
+
 def open(model: Path, view: str = "") -> MlxSession:
     """Raises StepFailed where MLX cannot load it."""
     return MlxSession(model, view or next(iter(VIEWS)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,26 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         if prepared != source:
             prepared.unlink(missing_ok=True)
     return _counted(action, source, folder)
+
+
+def smoke() -> str:
+    """A small matrix product, made with onnx, as a session of its own."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = [8, 8]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "smoke", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/model.onnx")
+        session = OnnxSession(Path(folder, "model.onnx"))
+        ones = np.ones(shape, np.float32)
+        right = bool((session.infer({"a": ones, "b": ones})["c"] == 8).all())
+    if not right:
+        raise StepFailed("ONNX Runtime multiplies matrices wrongly on this machine; install another version")
+    return f"{session.runtime}, onnx {onnx.__version__}"
 
 
 def open(model: Path, view: str = "") -> OnnxSession:
