@@ -38,6 +38,8 @@ def _main(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
         print(_help(), end="")
         return OK
+    if words[:2] == ["completion", "--words"]:
+        return _words(words[2:])
     if words and (command := COMMANDS.get(words[0])):
         return _command(words[0], command, words[1:])
     strict = words[:1] == ["--strict"]
@@ -108,6 +110,31 @@ def _doctor(options: "Namespace") -> int:
     return status
 
 
+def _completion(options: "Namespace") -> int:
+    from edgebuild.completion import SCRIPTS
+
+    print(SCRIPTS[options.shell], end="")
+    return OK
+
+
+def _shell(parser: "ArgumentParser") -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _words(asked: list[str]) -> int:
+    """What completion's scripts ask: the word at the cursor, then those before it; never through argparse, as it may be `--`."""
+    from edgebuild.completion import words
+
+    try:
+        _enter_project()
+    except UserError:
+        pass  # then there are no tasks to name
+    current, *before = asked or [""]
+    parsers = {name: _parser(name, command) for name, command in COMMANDS.items()}
+    print("\n".join(words(current, before, parsers)))
+    return OK
+
+
 def _one_target(parser: "ArgumentParser") -> None:
     parser.add_argument("target", metavar="TARGET", help="a target's name")
 
@@ -154,6 +181,13 @@ COMMANDS: dict[str, Command] = {
         run=_doctor,
         project=False,
     ),
+    "completion": Command(
+        about="print a script that completes commands, tasks and targets in a shell",
+        example='eval "$(edgebuild completion bash)"',
+        takes=_shell,
+        run=_completion,
+        project=False,
+    ),
 }
 
 
@@ -171,6 +205,16 @@ options before any words: --strict (an INCONCLUSIVE gate fails), --help, --versi
 
 
 def _command(name: str, command: Command, words: list[str]) -> int:
+    try:
+        options = _parser(name, command).parse_args(words)
+    except SystemExit as stop:  # argparse has said why
+        return USAGE if stop.code else OK
+    if command.project:
+        _enter_project()
+    return command.run(options)
+
+
+def _parser(name: str, command: Command) -> "ArgumentParser":
     from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     parser = ArgumentParser(
@@ -181,13 +225,7 @@ def _command(name: str, command: Command, words: list[str]) -> int:
         allow_abbrev=False,
     )
     command.takes(parser)
-    try:
-        options = parser.parse_args(words)
-    except SystemExit as stop:  # argparse has said why
-        return USAGE if stop.code else OK
-    if command.project:
-        _enter_project()
-    return command.run(options)
+    return parser
 
 
 def _target(word: str) -> "tuple[Project, str]":
