@@ -64,30 +64,39 @@ def test_only_a_known_shell(lab: Lab) -> None:
 STARTS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], ""),
     "zsh": (["zsh", "-f", "-i"], "autoload -U compinit; compinit -u -D; "),
-    "fish": (["fish", "--no-config", "--interactive"], ""),
 }
+TYPED = [
+    ("edgebuild build:on", "edgebuild build:one"),
+    ("edgebuild quantize:on", "edgebuild quantize:one"),
+    ("edgebuild plan on", "edgebuild plan one"),
+    ("edgebuild remea", "edgebuild remeasure"),
+    ("edgebuild plan --js", "edgebuild plan --json"),
+    ("edgebuild --strict build:o", "edgebuild --strict build:one"),
+    ("edgebuild list dodo", "edgebuild list dodo.py"),  # nothing of ours: a file name
+]
 
 
 @pytest.mark.parametrize("shell", list(STARTS))
-@pytest.mark.parametrize(
-    ("typed", "becomes"),
-    [
-        ("edgebuild build:on", "edgebuild build:one"),
-        ("edgebuild quantize:on", "edgebuild quantize:one"),
-        ("edgebuild plan on", "edgebuild plan one"),
-        ("edgebuild remea", "edgebuild remeasure"),
-        ("edgebuild plan --js", "edgebuild plan --json"),
-        ("edgebuild --strict build:o", "edgebuild --strict build:one"),
-        ("edgebuild list dodo", "edgebuild list dodo.py"),  # nothing of ours: a file name
-    ],
-)
+@pytest.mark.parametrize(("typed", "becomes"), TYPED)
 def test_typed_with_a_tab(lab: Lab, shell: str, typed: str, becomes: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed here")
     program, before = STARTS[shell]
-    load = f"edgebuild completion {shell} | source" if shell == "fish" else f'{before}eval "$(edgebuild completion {shell})"'
+    load = f'{before}eval "$(edgebuild completion {shell})"'
     screen = _type(lab, program, [f"{load}; echo READ''Y\n", f"{typed}\t", "\x01echo '[' \x05 ']'\n", "exit\n"])
     assert f"[ {becomes} ]" in " ".join(screen.split()), screen
+
+
+@pytest.mark.parametrize(("typed", "becomes"), TYPED)
+def test_asked_of_fish(lab: Lab, typed: str, becomes: str) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed here")
+    script = f"edgebuild completion fish | source; complete --do-complete '{typed}'"
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(lab.root)}
+    asked = subprocess.run(
+        ["fish", "--no-config", "-c", script], cwd=lab.root, capture_output=True, text=True, env=environment, check=True
+    )
+    assert [line.split("\t")[0] for line in asked.stdout.splitlines()] == [becomes.split()[-1]]
 
 
 def test_bash_that_does_not_break_words_at_colons(lab: Lab) -> None:
