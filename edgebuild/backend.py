@@ -108,8 +108,11 @@ class Backend(Protocol):
     def refuse(self, facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
         """Why this model cannot be converted or quantized so, in one sentence, else empty; pure."""
 
-    def estimate(self, facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
-        """Of the model that this scheme makes of the converted one, or of the converted one itself (scheme `none`); pure."""
+    def estimate(self, facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
+        """Of the model that this scheme makes of the converted one, or of the converted one itself (scheme `none`); pure.
+
+        `available`: bytes of memory that the machine has free; a runtime may take more where there is more.
+        """
 
     def convert(self, action: Action, facts: ModelFacts) -> Outcome:
         """In a worker: the source (inputs `model`, `model/…`) → a runnable model at output `model`, held against its source."""

@@ -191,7 +191,7 @@ def _sizes(choice: Choice, facts: ModelFacts) -> list[tuple[int, str]]:
                 parameters = choice.backend.parameters(scheme, given, choice.calibrated)
             except ValueError:
                 continue  # not one of this backend's
-            size = choice.backend.estimate(facts, scheme, parameters).artifact * choice.copies
+            size = choice.backend.estimate(facts, scheme, parameters, choice.available).artifact * choice.copies
             found.append((size, f"scheme: {scheme}" + (f", group_size: {group}" if group else "")))
     return sorted(found)
 

@@ -16,9 +16,10 @@ from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import StepFailed
 from edgebuild.explain import State, explain
-from edgebuild.fresh import receipt_bytes, stored
+from edgebuild.fresh import read_receipt, receipt_bytes, stored
 from edgebuild.project import Project
 from edgebuild.reference import GOLDEN
+from edgebuild.resources import memory
 from edgebuild.step import Action, Step
 
 # What a build would do with a step. `depends`: on what comes out of a step before it, whose output no record tells.
@@ -39,13 +40,14 @@ class Amount:
 class Prospect:
     """A step: its state as `explain` says it, what a build would do with it, what that makes and needs at its peak.
 
-    `refused`: why what follows would stop, by a record of this very key; else empty.
+    `ran`: it has run here before. `refused`: why what follows would stop, by a record of this very key; else empty.
     """
 
     name: str
     verb: str
     state: str
     will: str
+    ran: bool
     reason: str
     makes: Amount
     memory: Amount
@@ -68,11 +70,14 @@ class Choice:
     not_measured: str
     weights_limit: int | None
     memory_limit: int | None
+    available: int  # of this machine's memory, now
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, Estimate]:
         """Of the baseline and of the candidate."""
-        baseline = self.backend.estimate(facts, "none", {})
-        return baseline, self.backend.estimate(facts, self.scheme, self.parameters) if self.scheme != "none" else baseline
+        baseline = self.backend.estimate(facts, "none", {}, self.available)
+        if self.scheme == "none":
+            return baseline, baseline
+        return baseline, self.backend.estimate(facts, self.scheme, self.parameters, self.available)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +112,7 @@ def forecast(project: Project, target: str) -> Forecast:
             verb=step.verb,
             state=state.state,
             will=will,
+            ran=read_receipt(step) is not None,
             reason=state.reason,
             makes=_makes(record, expected.get((step.stem, "makes"))),
             memory=_memory(record, expected.get((step.stem, "memory"))),
@@ -146,6 +152,7 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         not_measured=params("benchmark")["not_measured"],
         weights_limit=params("package")["limits"]["weights"],
         memory_limit=project.targets[steps["package"].target]["memory"],
+        available=memory().available,
     )
 
 

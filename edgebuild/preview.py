@@ -1,15 +1,18 @@
 """`edgebuild plan`: what a build would do, make and need, and what of it cannot pass, for people or as JSON (schemas/plan.json)."""
 
 import json
+import os
 from dataclasses import asdict
 from typing import Any
 
 from edgebuild.errors import FAILED, OK
 from edgebuild.feasible import Finding, Room, about, count, findings, largest, room
-from edgebuild.forecast import BLOCKED, DEPENDS, NOTHING, RESTORE, RUN, Amount, Forecast, forecast
+from edgebuild.forecast import BLOCKED, DEPENDS, NOTHING, RESTORE, RUN, Amount, Forecast, Prospect, forecast
 from edgebuild.project import Project
 from edgebuild.units import human
 
+WIDTH = 80  # of a reason; explain has all of it
+MAYBE = "run?"
 _SHOWN = {NOTHING: "fresh", RESTORE: "restore", RUN: "run", DEPENDS: "run", BLOCKED: "blocked"}
 
 
@@ -47,13 +50,15 @@ def _steps(found: Forecast) -> list[str]:
     for step in found.prospects:
         small = step.will in (NOTHING, RESTORE, BLOCKED)
         needs = "" if small else _amount(step.memory)
-        lines.append(f"{step.name:<32} {_SHOWN[step.will]:<8} {_amount(step.makes):<14} {needs:<14} {_why(step)}".rstrip())
+        reason = step.reason if len(step.reason) <= WIDTH else step.reason[: WIDTH - 1] + "…"
+        lines.append(f"{step.name:<32} {_shown(step):<8} {_amount(step.makes):<14} {needs:<14} {reason}".rstrip())
+    if any(_shown(step) == MAYBE for step in found.prospects):
+        lines.append(f"{MAYBE} it runs, unless what it waits for comes out as before")
     return lines
 
 
-def _why(step: Any) -> str:
-    reason = str(step.reason)
-    return f"{reason}, unless that comes out as before" if step.will == DEPENDS and "; " not in reason and reason else reason
+def _shown(step: Prospect) -> str:
+    return MAYBE if step.will == DEPENDS and step.ran else _SHOWN[step.will]
 
 
 def _amount(amount: Amount) -> str:
@@ -70,7 +75,7 @@ def _summary(found: Forecast, here: Room, biggest: tuple[int, str] | None) -> li
     model = f"{facts.architecture}, {sum(facts.parameters.values()):,} parameters; {choice.framework}, {settings}"
     lines = [f"{model}: {about(found.baseline)} → {about(found.candidate)}"]
     room = f"{human(here.memory.available)} of memory available; " + "; ".join(
-        f"about {human(disk.writes)} to write, {human(disk.free)} free on the disk of {disk.path}" for disk in here.disks
+        f"about {human(disk.writes)} to write, {human(disk.free)} free on the disk of {_near(disk.path)}" for disk in here.disks
     )
     lines.append(room)
     if biggest:
@@ -78,6 +83,11 @@ def _summary(found: Forecast, here: Room, biggest: tuple[int, str] | None) -> li
     else:
         lines.append("no model of this shape would fit")
     return lines
+
+
+def _near(path: str) -> str:
+    inside = os.path.relpath(path)
+    return path if inside.startswith("..") else inside
 
 
 def _problems(problems: list[Finding]) -> list[str]:

@@ -38,7 +38,7 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     return ""
 
 
-def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
     """Its payload's text, which no scheme makes smaller, and the settings beside it."""
     artifact = facts.bytes - 24 + (50 if scheme == "none" else 105)
     return Estimate(artifact=artifact, making=10_000_000 + 3 * facts.bytes, running=40_000_000 + artifact)

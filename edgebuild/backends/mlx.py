@@ -70,12 +70,13 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     return ""
 
 
-def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
     """Weights counted from the headers: `bits` an element, and two values a group (scale, bias) in the source's own type.
 
-    MLX quantizes every matrix, embeddings too; norms stay. Memory, fitted on Phi-3 of 0.004 to 3.8 billion parameters (up to
-    1.24 times what was measured): making is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
-    quantizing takes 12 bytes an element of the largest tensor; running has every weight in float32, and a window's logits.
+    MLX quantizes every matrix, embeddings too; norms stay. Memory of making, fitted on Phi-3 of 0.004 to 3.8 billion parameters
+    (up to 1.24 times what was measured): it is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
+    quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
+    `_in_float32` keeps them, else the largest tensor twice; and a window's logits.
     """
     count = sum(facts.parameters.values())
     weights = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
@@ -84,7 +85,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
         matrices, each = sum(facts.weights.values()), weights / max(count, 1)
         weights = matrices * (BITS[scheme] / 8 + 2 * each / parameters["group_size"]) + (count - matrices) * each
         making = 12 * facts.largest
-    running = IMPORTED + 4 * count + 24 * samples.WINDOW * (facts.vocabulary or 0)
+    floats = 4 * count if _kept(4 * count, available) else 8 * facts.largest
+    running = IMPORTED + int(weights) + floats + 24 * samples.WINDOW * (facts.vocabulary or 0)
     making += IMPORTED + int(min(weights, SHARD))
     return Estimate(artifact=int(weights) + facts.tokenizer, making=making, running=running)
 
@@ -393,6 +395,11 @@ def _start() -> None:
             mx.set_default_device(mx.Device(mx.cpu))
 
 
+def _kept(floats: int, available: int) -> bool:
+    """Whether float32 weights of so many bytes are kept: where memory has room for twice as many."""
+    return 2 * floats < available
+
+
 def _in_float32(model: Any) -> None:
     """Have the layers that hold nearly all weights compute in float32, from weights as stored.
 
@@ -437,7 +444,7 @@ def _in_float32(model: Any) -> None:
     kinds = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
     layers = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
     size = sum(4 * layer.weight.size * (32 // layer.bits if "scales" in layer else 1) for _, layer in layers)
-    keep = 2 * size < psutil.virtual_memory().available
+    keep = _kept(size, psutil.virtual_memory().available)
     model.update_modules(tree_unflatten([(name, Float32(layer, keep)) for name, layer in layers]))
 
 

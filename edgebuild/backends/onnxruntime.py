@@ -63,7 +63,7 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     return ""
 
 
-def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
     """Matrices that quantizable operators read take a byte an element, all else stays; activations are not counted.
 
     Fitted on models of 0.6, 50 and 201 MB (sizes within 1 %): nodes of quantization take 400 bytes an operator, and static
