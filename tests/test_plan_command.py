@@ -293,6 +293,7 @@ def test_estimates_of_a_real_onnx_model(tmp_path: Path, method: str) -> None:
 
     model = ROOT / "targets" / "models" / "digits.onnx"
     facts = assess({"model": model})
+    assert facts.weights == {"Conv": 55_584, "Gemm": 102_144}  # of 158,284 elements; the rest are biases and a shape
     (tmp_path / "in").mkdir()
     shutil.copy(model, tmp_path / "in" / "model.onnx")
     parameters = onnxruntime.parameters("int8", {"method": method}, calibrated=True)
