@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgebuild.formats import gguf, onnx, safetensors
 from edgebuild.step import Action, Outcome
 
 MAX_CONFIG = 10_000_000  # bytes
+TOKENIZERS = ("model/tokenizer.json", "model/tokenizer.model")
 _QUANTIZERS = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"}
 
 
@@ -55,13 +57,15 @@ def _onnx(path: Path, total: int) -> ModelFacts:
         inputs=[{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in header.inputs],
         outputs=[{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in header.outputs],
         quantized=", ".join(quantized),
+        weights=dict(sorted(header.weights.items())),
+        largest=max(header.sizes.values(), default=0),
     )
 
 
 def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
     config = read_config(files["model/config.json"])
     parameters: Counter[str] = Counter()
-    total = 0
+    total = matrices = largest = 0
     for role, path in sorted(files.items()):
         if formats.detect(str(path)) != "safetensors" or not _is_weights(role):
             continue
@@ -71,10 +75,10 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
             raise StepFailed(f"{path.name}: {error}; copy or download it again") from error
         total += path.stat().st_size
         for dtype, shape in header.tensors.values():
-            count = 1
-            for dimension in shape:
-                count *= dimension
+            count = prod(shape)
             parameters[dtype] += count
+            matrices += count if len(shape) > 1 else 0
+            largest = max(largest, count)
     if not parameters:
         raise StepFailed("the folder's *.safetensors hold no tensors; copy or download them again")
     architectures = config.get("architectures")
@@ -94,6 +98,9 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
         experts=_number(config, "num_local_experts") or _number(config, "num_experts"),
         tied_embeddings=bool(config["tie_word_embeddings"]) if "tie_word_embeddings" in config else None,
         quantized=str(quantization.get("quant_method", "yes")) if isinstance(quantization, dict) else "",
+        weights={"": matrices},
+        largest=largest,
+        tokenizer=next((files[role].stat().st_size for role in TOKENIZERS if role in files), 0),
     )
 
 

@@ -39,9 +39,22 @@ class ModelFacts:
     inputs: Sequence[Mapping[str, Any]] = ()
     outputs: Sequence[Mapping[str, Any]] = ()
     quantized: str = ""  # how the source is quantized already, else empty
+    # Elements of tensors of two or more dimensions, which quantizers reach, by the ONNX operator that reads them; "" in other formats.
+    weights: Mapping[str, int] = field(default_factory=dict)
+    largest: int = 0  # elements of the largest tensor
+    tokenizer: int = 0  # bytes of the tokenizer's file
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """About what a model will take, in bytes: its artifact; memory (RssAnon) at the peak of making it, and of running it."""
+
+    artifact: int
+    making: int
+    running: int
 
 
 class Session(Protocol):
@@ -95,11 +108,20 @@ class Backend(Protocol):
     def refuse(self, facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
         """Why this model cannot be converted or quantized so, in one sentence, else empty; pure."""
 
+    def estimate(self, facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
+        """Of the model that this scheme makes of the converted one, or of the converted one itself (scheme `none`); pure.
+
+        `available`: bytes of memory that the machine has free; a runtime may take more where there is more.
+        """
+
     def convert(self, action: Action, facts: ModelFacts) -> Outcome:
         """In a worker: the source (inputs `model`, `model/…`) → a runnable model at output `model`, held against its source."""
 
     def quantize(self, action: Action, facts: ModelFacts) -> Outcome:
         """In a worker: the converted model (input `model`) → output `model`."""
+
+    def smoke(self) -> str:
+        """In a worker: the least work that shows that the framework runs here; → what ran. Raises StepFailed."""
 
     def open(self, model: Path, view: str = "") -> Session:
         """In a worker: load an artifact of this backend; `view` is one of VIEWS, the first by default."""

@@ -56,6 +56,7 @@ class Proof:
 
 class BundleKind(Protocol):
     CODE: Sequence[str]  # modules below edgebuild whose text is in the package step's key
+    COPIES: int  # how many times a bundle holds the weights, in one format or another
 
     def refuse(self, framework: str, task: str) -> str:
         """Why it cannot hold such a model, in one sentence, else empty; pure."""

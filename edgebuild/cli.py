@@ -39,6 +39,8 @@ def _main(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
         print(_help(), end="")
         return OK
+    if words[:2] == ["completion", "--words"]:
+        return _words(words[2:])
     if words and (command := COMMANDS.get(words[0])):
         return _command(words[0], command, words[1:])
     strict = words[:1] == ["--strict"]
@@ -74,6 +76,63 @@ def _explain(options: "Namespace") -> int:
     project, name = _target(options.target)
     print(show(explain(project, name), options.json))
     project.memo.save()
+    return OK
+
+
+def _plan(options: "Namespace") -> int:
+    from edgebuild.preview import preview
+
+    project, name = _target(options.target)
+    text, status = preview(project, name, options.json)
+    print(text)
+    project.memo.save()
+    return status
+
+
+def _remeasure(options: "Namespace") -> int:
+    project, name = _target(options.target)
+    measuring = [step.name for step in project.of(name) if "machine" in project.recipes[step.recipe]]
+    if not measuring:
+        benchmark = next(step for step in project.of(name) if step.verb == "benchmark")
+        reason = project.recipes[benchmark.recipe]["params"]["not_measured"]
+        raise UserError(f"nothing of {name} is measured on this machine, so there is nothing to measure again: {reason}")
+    return _doit([f"build:{name}", f"again={','.join(measuring)}"])
+
+
+def _doctor(options: "Namespace") -> int:
+    from edgebuild.doctor import doctor
+
+    try:
+        _enter_project()
+    except UserError:
+        pass  # without a project it looks at this folder
+    text, status = doctor(os.path.abspath(os.environ.get("EDGEBUILD_STORE") or ".edgebuild"), options.json)
+    print(text)
+    return status
+
+
+def _completion(options: "Namespace") -> int:
+    from edgebuild.completion import SCRIPTS
+
+    print(SCRIPTS[options.shell], end="")
+    return OK
+
+
+def _shell(parser: "ArgumentParser") -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+
+
+def _words(asked: list[str]) -> int:
+    """What completion's scripts ask: the word at the cursor, then those before it; never through argparse, as it may be `--`."""
+    from edgebuild.completion import words
+
+    try:
+        _enter_project()
+    except UserError:
+        pass  # then there are no tasks to name
+    current, *before = asked or [""]
+    parsers = {name: _parser(name, command) for name, command in COMMANDS.items()}
+    print("\n".join(words(current, before, parsers)))
     return OK
 
 
@@ -221,6 +280,32 @@ COMMANDS: dict[str, Command] = {
         takes=_json,
         run=_du,
     ),
+    "plan": Command(
+        about="say what a build of a target would do, make and need, and what cannot pass, without doing it",
+        example="edgebuild plan web-digits",
+        takes=_one_target_or_json,
+        run=_plan,
+    ),
+    "remeasure": Command(
+        about="time a target's model again though its measurements hold, and build all that follows from that",
+        example="edgebuild remeasure web-digits",
+        takes=_one_target,
+        run=_remeasure,
+    ),
+    "doctor": Command(
+        about="say what there is to work with here: backends, each tried; machine, disks, accelerators",
+        example="edgebuild doctor --json",
+        takes=lambda parser: _json(parser),
+        run=_doctor,
+        project=False,
+    ),
+    "completion": Command(
+        about="print a script that completes commands, tasks and targets in a shell",
+        example='eval "$(edgebuild completion bash)"',
+        takes=_shell,
+        run=_completion,
+        project=False,
+    ),
 }
 
 
@@ -238,18 +323,8 @@ options before any words: --strict (an INCONCLUSIVE gate fails), --help, --versi
 
 
 def _command(name: str, command: Command, words: list[str]) -> int:
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
-
-    parser = ArgumentParser(
-        prog=f"edgebuild {name}",
-        description=command.about[0].upper() + command.about[1:] + ".",
-        epilog=f"example:\n  {command.example}",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.takes(parser)
     try:
-        options = parser.parse_args(words)
+        options = _parser(name, command).parse_args(words)
     except SystemExit as stop:  # argparse has said why
         return USAGE if stop.code else OK
     if command.project:
@@ -263,6 +338,20 @@ def _command(name: str, command: Command, words: list[str]) -> int:
         raise StepFailed(disk(error)) from error
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _parser(name: str, command: Command) -> "ArgumentParser":
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    parser = ArgumentParser(
+        prog=f"edgebuild {name}",
+        description=command.about[0].upper() + command.about[1:] + ".",
+        epilog=f"example:\n  {command.example}",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.takes(parser)
+    return parser
 
 
 def _target(word: str) -> "tuple[Project, str]":

@@ -6,6 +6,7 @@ them moves, nothing is read again. That is what makes a no-op as quick as a few 
 
 import json
 import time
+from collections.abc import Iterable
 
 from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
 from edgebuild.files import write_whole
@@ -16,17 +17,23 @@ from edgebuild.step import SOURCES, Step
 
 
 class Fresh:
-    """`fresh(step)`, memoised within a run; `forget` what a step that ran has touched."""
+    """`fresh(step)`, memoised within a run; `forget` what a step that ran has touched.
 
-    def __init__(self, project: Project) -> None:
+    `again` names steps that are to run once more whatever is known of them: they are not fresh until they have.
+    """
+
+    def __init__(self, project: Project, again: Iterable[str] = ()) -> None:
         self._project = project
         self._known: dict[str, bool] = {}
-        self.remembered = recall(project.identity()) is not None
+        self.again = set(again)
+        self.remembered = not self.again and recall(project.identity()) is not None
         if self.remembered:
             self._known = {step.name: True for name in project.defaults() for step in project.of(name)}
 
     def __call__(self, step: Step) -> bool:
         """The steps before it are fresh, it last ran under the key that it has now, and what it made is intact."""
+        if step.name in self.again:
+            return False
         known = self._known.get(step.name)
         if known is None:
             known = self._known[step.name] = self._judge(step)
@@ -35,6 +42,7 @@ class Fresh:
     def forget(self, step: Step) -> None:
         """A step ran: its own verdict and those of all that follow it may be other ones now."""
         self.remembered = False
+        self.again.discard(step.name)
         stale = {step.name}
         for other in self._project.of(step.target):  # in order: what follows stands behind
             if not stale.isdisjoint(other.after):
@@ -78,6 +86,12 @@ def _to_be_had(project: Project, path: str, artifact: Artifact) -> bool:
         return project.memo.look(path) == artifact.digest
     except OSError:
         return False
+
+
+def receipt_bytes(step: Step, record: Record) -> bytes:
+    """What a step's receipt holds once it made, or was given, what this record names."""
+    made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}
+    return json.dumps(Receipt(key=record.key, outputs=made, refused=record.refused).to_json(), indent=1).encode()
 
 
 def read_receipt(step: Step) -> Receipt | None:

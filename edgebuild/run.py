@@ -13,7 +13,7 @@ from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import remove_tree, write_whole
-from edgebuild.fresh import Fresh, read_receipt, stored
+from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, stored
 from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
@@ -70,9 +70,10 @@ class Builder:
             inputs = self._inputs(step)
             key = step.key(inputs)
             with self.project.store.lock(key):
-                reason = why(self.project, step, before, inputs)
+                again = step.name in self.fresh.again
+                reason = "it was asked to run again" if again else why(self.project, step, before, inputs)
                 with self._beside_gc(step):
-                    record = stored(self.project, step, key)
+                    record = None if again else stored(self.project, step, key)
                     if record is not None:
                         self.project.store.touch(key)
                         self._deliver(step, record, before)
@@ -214,9 +215,7 @@ class Builder:
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
-        made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}
-        receipt = Receipt(key=record.key, outputs=made, refused=record.refused)
-        write_whole(step.receipt, json.dumps(receipt.to_json(), indent=1).encode())
+        write_whole(step.receipt, receipt_bytes(step, record))
         memo.forget(step.receipt)
 
     def _in_place(self, path: str, artifact: Artifact) -> bool:

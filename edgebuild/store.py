@@ -254,7 +254,7 @@ class Store:
     def _place(self, sha256: str, target: str, executable: bool, link: bool) -> None:
         source = self.object(sha256)
         mode = (0o555 if executable else 0o444) if link else (0o755 if executable else 0o644)
-        if _reflink(source, target):
+        if reflink(source, target):
             os.chmod(target, mode)
             return
         if link and not executable:
@@ -311,7 +311,7 @@ def _fsync(path: str) -> None:
         os.close(handle)
 
 
-def _reflink(source: str, target: str) -> bool:
+def reflink(source: str, target: str) -> bool:
     """Share the source's extents (btrfs, xfs); False, and nothing made, where the file system has no such thing."""
     if sys.platform != "linux":
         return False

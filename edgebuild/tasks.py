@@ -39,7 +39,7 @@ DOCS = {
     "package": "write the bundle to dist/",
 }
 COMMANDS = ("run", "list", "info", "clean", "forget", "ignore", "help", "strace", "dumpdb", "tabcompletion", "reset-dep")
-VARIABLES = ("package.version", "strict")
+VARIABLES = ("package.version", "strict", "again")
 
 
 class Tasks:
@@ -62,7 +62,12 @@ class Tasks:
             self.project = Project(version=version, strict=strict not in ("0", "", "false"))
         except EdgebuildError as error:
             raise InvalidDodoFile(str(error)) from error
-        self.fresh = Fresh(self.project)
+        again = [name for name in get_var("again", "").split(",") if name]
+        for name in again:
+            if name not in self.project.steps:
+                known = did_you_mean(name, self.project.steps)
+                raise InvalidDodoFile(f'again: there is no step "{name}"; `doit list --all` shows them.{known}')
+        self.fresh = Fresh(self.project, again)
         self._builder: Builder | None = None
         self._lock = threading.Lock()
         self._interrupted = False

@@ -29,7 +29,7 @@ def perform(record: Mapping[str, Any]) -> Outcome:
         verb=record["verb"],
         backend=record["backend"],
         params=record["params"],
-        inputs=dict(_files(root, record["inputs"])),
+        inputs=dict(files(root, record["inputs"])),
         outputs={name: Path(path) for name, path in record["outputs"].items()},
         download=_download(record["download"]) if record.get("download") else None,
     )
@@ -42,7 +42,7 @@ def perform(record: Mapping[str, Any]) -> Outcome:
     return outcome
 
 
-def _files(root: Path, inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+def files(root: Path, inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     """A role that ends in "/" is a folder: each file in it is an input."""
     for role, path in inputs.items():
         if not role.endswith("/"):
@@ -90,6 +90,8 @@ def _dispatch(action: Action) -> Outcome:
     from edgebuild.backends import BACKENDS
 
     backend = BACKENDS[action.backend]
+    if verb == "smoke":
+        return Outcome(summary=backend.smoke())
     if verb in ("convert", "quantize"):
         from edgebuild.backend import facts_from_json
 

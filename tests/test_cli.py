@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import psutil
 import pytest
 
@@ -256,7 +257,9 @@ def test_explain(lab: Lab) -> None:
     result = run(lab, "explain", "one", program="edgebuild")
     assert "fetch:one                        stale       input model: " in result.stdout
     assert "waiting     for fetch:one" in result.stdout
-    assert json.loads(run(lab, "explain", "one", "--json", program="edgebuild").stdout)["steps"][0]["state"] == "stale"
+    states = json.loads(run(lab, "explain", "one", "--json", program="edgebuild").stdout)
+    jsonschema.validate(states, json.loads((ROOT / "schemas" / "explain.json").read_text()))
+    assert states["steps"][0]["state"] == "stale"
     missing = run(lab, "explain", "onee", program="edgebuild")
     assert missing.returncode == 3
     assert 'Did you mean "one"?' in missing.stderr

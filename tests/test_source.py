@@ -13,6 +13,7 @@ import trustme
 
 from edgebuild import fsck, gc
 from edgebuild.errors import StepFailed
+from edgebuild.forecast import forecast
 from edgebuild.fresh import Fresh
 from edgebuild.process import Workers
 from edgebuild.progress import Plain
@@ -95,6 +96,17 @@ def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback) -> None:
         assert run(lab, step).outcome == "ran"
     assert not list((lab.root / "build/one/convert").rglob("*.py"))
     assert "auto_map" not in (lab.root / "build/one/convert/model/config.json").read_text()
+
+
+def test_a_plan_knows_the_model_once_it_is_here(lab: Lab, hub: Loopback) -> None:
+    os.chdir(lab.root)
+    assert forecast(Project(), "one").unknown == "known after fetch:one"
+    run(lab)
+    known = forecast(Project(), "one")
+    assert known.facts is not None
+    assert sum(known.facts.parameters.values()) == 4_196_608
+    assert known.choice.held  # its golden logits came with it
+    assert known.candidate.bytes == pytest.approx(2_564_731, rel=0.05)  # what int4 in groups of 64 really makes of it
 
 
 def test_what_the_cache_has_is_not_asked_for_again(lab: Lab, hub: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:

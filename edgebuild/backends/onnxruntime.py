@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference, samples
-from edgebuild.backend import ModelFacts
+from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -37,6 +38,7 @@ _DYNAMIC = {
     "QAttention": 1,
 }
 _NUMPY = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
+IMPORTED, TOOLS = 42_000_000, 10_000_000  # bytes of memory that onnxruntime, and onnx beside it, take before any model; measured
 THREADS = 1  # one thread: the figures of two runs on a busy machine stay comparable
 
 
@@ -59,6 +61,22 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
             f"it is quantized already ({facts.quantized}); quantize: {{scheme: none}} takes it as it is, or give the float model"
         )
     return ""
+
+
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
+    """Matrices that quantizable operators read take a byte an element, all else stays; activations are not counted.
+
+    Fitted on models of 0.6, 50 and 201 MB (sizes within 1 %): nodes of quantization take 400 bytes an operator, and static
+    ones 13 bytes a channel, of which there is one an element of a bias; memory was measured at 0.6 to 1 of it.
+    """
+    whole = facts.bytes
+    if scheme == "none":
+        return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
+    reached = {*QUANTIZABLE, "Gather"} - set(parameters.get("exclude", ()))
+    matrices = sum(count for operator, count in facts.weights.items() if operator in reached)
+    channels = sum(facts.parameters.values()) - sum(facts.weights.values()) if parameters.get("method") == "static" else 0
+    artifact = whole - 3 * matrices + 13 * channels + 400 * sum(facts.operators.values()) if matrices else whole
+    return Estimate(artifact=artifact, making=IMPORTED + TOOLS + 5 * whole, running=IMPORTED + 2 * artifact)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
@@ -109,6 +127,26 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         if prepared != source:
             prepared.unlink(missing_ok=True)
     return _counted(action, source, folder)
+
+
+def smoke() -> str:
+    """A small matrix product, made with onnx, as a session of its own."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = [8, 8]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "smoke", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/model.onnx")
+        session = OnnxSession(Path(folder, "model.onnx"))
+        ones = np.ones(shape, np.float32)
+        right = bool((session.infer({"a": ones, "b": ones})["c"] == 8).all())
+    if not right:
+        raise StepFailed("ONNX Runtime multiplies matrices wrongly on this machine; install another version")
+    return f"{session.runtime}, onnx {onnx.__version__}"
 
 
 def open(model: Path, view: str = "") -> OnnxSession:

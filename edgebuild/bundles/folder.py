@@ -9,6 +9,7 @@ from edgebuild import bundle
 from edgebuild.bundle import Payload, Proof
 
 CODE: Sequence[str] = ("bundles.folder",)
+COPIES = 1
 SELF_TEST = "selftest.py"  # there only where templates/folder/for-FRAMEWORK has one
 
 

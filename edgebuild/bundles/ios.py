@@ -15,6 +15,7 @@ from edgebuild.bundle import Payload, Proof, Token
 from edgebuild.errors import StepFailed
 
 CODE: Sequence[str] = ("bundles.ios",)
+COPIES = 1
 FACTS = {"ios": "17.0", "macos": "14.0", "swift_tools": "6.2"}  # what mlx-swift-lm 3 asks for
 # Apple, "Privacy manifest files": every key that such a file may have, and its type.
 PRIVACY: Mapping[str, type] = {

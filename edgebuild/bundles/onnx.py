@@ -12,6 +12,7 @@ from edgebuild.bundles.ortformat import canonical
 from edgebuild.errors import StepFailed
 
 CODE: Sequence[str] = ("bundles.onnx", "bundles.ortformat")
+COPIES = 2
 MODEL, ORT, OPERATORS = "model.onnx", "model.ort", "required_operators.config"
 
 

@@ -36,7 +36,8 @@ class Header:
     operators: Counter[str] = field(default_factory=Counter)
     parameters: Counter[str] = field(default_factory=Counter)  # elements by dtype
     external: set[str] = field(default_factory=set)  # locations of external data, as written
-    initializers: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(default_factory=dict)  # elements of each initialiser of the graph itself
+    weights: Counter[str] = field(default_factory=Counter)  # elements of those of two or more dimensions, by who reads them
 
 
 def looks_like(path: str) -> bool:
@@ -98,25 +99,35 @@ def external_files(path: str) -> list[str]:
 def _graph(view: memoryview, header: Header, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"its subgraphs are nested deeper than {MAX_DEPTH}")
+    readers: dict[str, str] = {}  # name of a value → the operator that reads it
+    matrices: list[str] = []
     for number, _, value in _fields(view):
         if number == 1:  # node
-            _node(value, header, depth)
+            operator, names = _node(value, header, depth)
+            readers |= dict.fromkeys(names, operator)
         elif number == 5:  # initializer
-            name = _tensor(value, header)
+            name, dims = _tensor(value, header)
             if depth == 0:
-                header.initializers.add(name)
+                header.sizes[name] = prod(dims)
+                matrices += [name] if len(dims) > 1 else []
         elif number == 11 and depth == 0:
             header.inputs.append(_value_info(value))
         elif number == 12 and depth == 0:
             header.outputs.append(_value_info(value))
     if depth == 0:
-        header.inputs = [one for one in header.inputs if one.name not in header.initializers]
+        header.inputs = [one for one in header.inputs if one.name not in header.sizes]
+        for name in matrices:
+            header.weights[readers.get(name, "")] += header.sizes[name]
 
 
-def _node(view: memoryview, header: Header, depth: int) -> None:
+def _node(view: memoryview, header: Header, depth: int) -> tuple[str, list[str]]:
+    """Count a node and all inside it; → its operator, and the names of what it reads."""
     operator, domain = "", ""
+    reads = []
     for number, _, value in _fields(view):
-        if number == 4:  # op_type
+        if number == 1:  # input
+            reads.append(_text(value))
+        elif number == 4:  # op_type
             operator = _text(value)
         elif number == 7:  # domain
             domain = _text(value)
@@ -126,10 +137,13 @@ def _node(view: memoryview, header: Header, depth: int) -> None:
                     _graph(inner, header, depth + 1)
                 elif kind in (5, 10):  # t, tensors
                     _tensor(inner, header)
-    header.operators[f"{domain}.{operator}" if domain not in ("", "ai.onnx") else operator] += 1
+    operator = f"{domain}.{operator}" if domain not in ("", "ai.onnx") else operator
+    header.operators[operator] += 1
+    return operator, reads
 
 
-def _tensor(view: memoryview, header: Header) -> str:
+def _tensor(view: memoryview, header: Header) -> tuple[str, list[int]]:
+    """Count a tensor; → its name and dimensions."""
     dims: list[int] = []
     dtype, name, external = 0, "", False
     location = ""
@@ -149,7 +163,7 @@ def _tensor(view: memoryview, header: Header) -> str:
     if external or location:
         header.external.add(location)
     header.parameters[DTYPES.get(dtype, f"type {dtype}")] += prod(dims)
-    return name
+    return name, dims
 
 
 def _value_info(view: memoryview) -> Tensor:

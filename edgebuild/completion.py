@@ -1,0 +1,90 @@
+"""`edgebuild completion SHELL`: a script for the shell, which asks `edgebuild completion --words` for every word it completes.
+
+It asks for commands, their options, and tasks such as `build:NAME`. argcomplete would know the options alone: most words are
+doit's. Names come from the plan cache and from targets/, never from YAML: an answer must be quick.
+"""
+
+import json
+import os
+from argparse import ArgumentParser
+
+from edgebuild.noop import STATE
+from edgebuild.step import VERBS
+
+DOIT = ("run", "list", "info", "clean", "forget", "help")  # doit's own commands that take tasks, and help
+OPTIONS = ("--strict", "--help", "--version")
+
+# bash breaks words at ":" (COMP_WORDBREAKS), so the word is read from the line, and what stands before its last ":" is cut
+# off the answers. readline's own file names follow where there is none.
+BASH = """_edgebuild() {
+    local line=${COMP_LINE:0:COMP_POINT} IFS=$' \\t\\n'
+    local -a words=($line)
+    local current=${line##*[[:space:]]}
+    [[ -n $current ]] && unset 'words[-1]'
+    IFS=$'\\n'
+    COMPREPLY=($("$1" completion --words "$current" "${words[@]:1}" 2>/dev/null))
+    [[ $COMP_WORDBREAKS == *:* && $current == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%:*}:"}")
+    return 0
+}
+complete -o default -F _edgebuild edgebuild
+"""
+ZSH = """#compdef edgebuild
+_edgebuild() {
+    local -a found
+    found=("${(@f)$("$words[1]" completion --words "$PREFIX" "${(@)words[2,CURRENT-1]}" 2>/dev/null)}")
+    if [[ -n $found[1] ]]; then compadd -- "${found[@]}"; else _files; fi
+}
+if [[ $funcstack[1] == _edgebuild ]]; then _edgebuild "$@"; else compdef _edgebuild edgebuild; fi
+"""
+FISH = """function __edgebuild_words
+    set -l before (commandline -opc)
+    set -l program $before[1]
+    set -e before[1]
+    set -l current (commandline -ct)
+    $program completion --words "$current" $before 2>/dev/null
+end
+complete -c edgebuild -a '(__edgebuild_words)'
+"""
+SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+
+
+def words(current: str, before: list[str], parsers: dict[str, ArgumentParser]) -> list[str]:
+    """What may stand for the word `current` behind the words `before`, in the project's root; `parsers`: of edgebuild's commands."""
+    if before and before[0] in parsers:
+        found = _arguments(parsers[before[0]])
+    else:
+        tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS)]
+        found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *parsers, *DOIT, *tasks]
+    return sorted({word for word in found if word.startswith(current) and word not in before})
+
+
+def _arguments(parser: ArgumentParser) -> list[str]:
+    found: list[str] = []
+    for action in parser._actions:  # argparse has no public way to list them
+        found += action.option_strings
+        if action.metavar == "TARGET":
+            found += names()
+        elif action.choices:
+            found += map(str, action.choices)
+    return found
+
+
+def names() -> list[str]:
+    """The targets: those of the last plan; where a target file is younger than that, by file names too."""
+    files = {name.removesuffix(".yaml"): f"targets/{name}" for name in _listdir("targets") if name.endswith(".yaml")}
+    try:
+        with open(f"{STATE}/plan.json", "rb") as file:
+            cached = json.loads(file.read())
+        planned = {*map(str, cached["targets"]), *map(str, cached["problems"])}
+        made = os.stat(f"{STATE}/plan.json").st_mtime
+        young = {name for name, path in files.items() if os.stat(path).st_mtime > made}
+    except (OSError, ValueError, KeyError, TypeError):
+        return sorted(files)
+    return sorted(planned | young)
+
+
+def _listdir(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -1,0 +1,256 @@
+"""What building a target would do, make and need, before anything runs: states by `explain`, amounts by records and backends.
+
+Nothing is executed and nothing written: a model is known by the headers of its files, where they are here.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebuild import assess, digest, source, worker
+from edgebuild.artifact import Record
+from edgebuild.backend import Backend, Estimate, ModelFacts
+from edgebuild.backends import BACKENDS
+from edgebuild.bundles import BUNDLES
+from edgebuild.errors import StepFailed
+from edgebuild.explain import State, explain
+from edgebuild.fresh import read_receipt, receipt_bytes, stored
+from edgebuild.project import Project
+from edgebuild.reference import GOLDEN
+from edgebuild.resources import memory
+from edgebuild.step import Action, Step
+
+# What a build would do with a step. `depends`: on what comes out of a step before it, whose output no record tells.
+NOTHING, RESTORE, RUN, DEPENDS, BLOCKED = "nothing", "restore", "run", "depends", "blocked"
+MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Amount:
+    """Bytes, and how they are known: measured under this very key, estimated, or unknown, and then why."""
+
+    bytes: int | None
+    basis: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prospect:
+    """A step: its state as `explain` says it, what a build would do with it, what that makes and needs at its peak.
+
+    `ran`: it has run here before. `refused`: why what follows would stop, by a record of this very key; else empty.
+    """
+
+    name: str
+    verb: str
+    state: str
+    will: str
+    ran: bool
+    reason: str
+    makes: Amount
+    memory: Amount
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a target makes of its model, out of its recipes. Sizes in bytes."""
+
+    framework: str
+    backend: Backend
+    scheme: str
+    parameters: Mapping[str, Any]
+    calibrated: bool
+    copies: int  # of the weights in the bundle
+    archived: bool
+    held: bool  # a conversion is run, to be held against its source
+    gates: Mapping[str, Mapping[str, Any]]
+    not_measured: str
+    weights_limit: int | None
+    memory_limit: int | None
+    available: int  # of this machine's memory, now
+
+    def estimates(self, facts: ModelFacts) -> tuple[Estimate, Estimate]:
+        """Of the baseline and of the candidate."""
+        baseline = self.backend.estimate(facts, "none", {}, self.available)
+        if self.scheme == "none":
+            return baseline, baseline
+        return baseline, self.backend.estimate(facts, self.scheme, self.parameters, self.available)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """`facts` are None where the source is not here yet, or is refused: `unknown` says why, `refused` that nothing can be built."""
+
+    target: str
+    choice: Choice
+    facts: ModelFacts | None
+    unknown: str
+    refused: bool
+    prospects: list[Prospect]
+    baseline: Amount
+    candidate: Amount
+
+
+def forecast(project: Project, target: str) -> Forecast:
+    steps = {step.stem: step for step in project.of(target)}
+    course = list(_course(project, target))
+    files = dict(worker.files(Path(), steps["assess"].inputs))
+    here = bool(steps["fetch"].inputs) or course[0][2] == NOTHING  # what comes from elsewhere may be of another day
+    chosen = _choice(project, steps, held=f"model/{GOLDEN}" in files)
+    facts, unknown, refused = _facts(steps["fetch"], files, here)
+    expected = _expected(chosen, facts, unknown)
+    sizes = {}
+    for stem, step in (("baseline", steps["convert"]), ("candidate", steps.get("quantize", steps["convert"]))):
+        record = next(record for one, _, _, record in course if one is step)
+        sizes[stem] = _measured(record.outputs["model"].size) if record else expected.get((step.stem, "makes"), _UNKNOWN)
+    prospects = [
+        Prospect(
+            name=step.name,
+            verb=step.verb,
+            state=state.state,
+            will=will,
+            ran=read_receipt(step) is not None,
+            reason=state.reason,
+            makes=_makes(record, expected.get((step.stem, "makes"))),
+            memory=_memory(record, expected.get((step.stem, "memory"))),
+            refused=record.refused if record else "",
+        )
+        for step, state, will, record in course
+    ]
+    return Forecast(
+        target=target,
+        choice=chosen,
+        facts=facts,
+        unknown=unknown,
+        refused=refused,
+        prospects=prospects,
+        baseline=sizes["baseline"],
+        candidate=sizes["candidate"],
+    )
+
+
+def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
+    def params(stem: str) -> dict[str, Any]:
+        found: dict[str, Any] = project.recipes[steps[stem].recipe]["params"] if stem in steps else {}
+        return found
+
+    quantize = params("quantize")
+    framework = project.recipes[steps["convert"].recipe]["backend"]
+    return Choice(
+        framework=framework,
+        backend=BACKENDS[framework],
+        scheme=quantize.get("scheme", "none"),
+        parameters={key: value for key, value in quantize.items() if key not in ("task", "scheme", "samples")},
+        calibrated="quantize" in steps and "calibration" in steps["quantize"].inputs,
+        copies=BUNDLES[params("package")["kind"]].COPIES,
+        archived="archive" in steps["package"].outputs,
+        held=held or bool(params("convert")["reference"]),
+        gates=params("gate")["gates"],
+        not_measured=params("benchmark")["not_measured"],
+        weights_limit=params("package")["limits"]["weights"],
+        memory_limit=project.targets[steps["package"].target]["memory"],
+        available=memory().available,
+    )
+
+
+def _facts(fetch: Step, files: Mapping[str, Path], here: bool) -> tuple[ModelFacts | None, str, bool]:
+    """(facts, why there are none, whether that is because the source is refused), by what fetch and assess themselves check."""
+    if not here:
+        return None, f"known after {fetch.name}", False
+    try:
+        source.run(Action(verb="fetch", backend="", params={}, inputs=files, outputs={"source": Path(os.devnull)}))
+        return assess.assess(files), "", False
+    except StepFailed as error:
+        return None, str(error), True
+
+
+# -- what will happen ---------------------------------------------------------------------------------------------------
+def _course(project: Project, target: str) -> Iterator[tuple[Step, State, str, Record | None]]:
+    """Every step with its state, what a build would do with it, and the record of the key that it will have, if there is one."""
+    made: dict[str, str | None] = {}  # path → digest of its content by then; None: not known before
+    stopped: set[str] = set()
+    for step, state in zip(project.of(target), explain(project, target), strict=True):
+        key = _key(project, step, made)
+        record = project.store.record(key) if key else None
+        if not stopped.isdisjoint(step.after):
+            will = BLOCKED
+        elif state.state == "fresh":
+            will = NOTHING
+        else:
+            will = DEPENDS if key is None else RESTORE if stored(project, step, key) else RUN
+        if will == BLOCKED or (will == RESTORE and record and record.refused):
+            stopped.add(step.name)
+        made |= _made(project, step, will, record)
+        yield step, state, will, record
+
+
+def _key(project: Project, step: Step, made: Mapping[str, str | None]) -> str | None:
+    inputs = {}
+    for role, path in step.inputs.items():
+        try:
+            content = made[path] if path in made else project.memo.of(path)
+        except OSError:
+            content = None
+        if content is None:
+            return None
+        inputs[role] = content
+    return step.key(inputs)
+
+
+def _made(project: Project, step: Step, will: str, record: Record | None) -> dict[str, str | None]:
+    """The content of a step's outputs and receipt, once a build has come past it."""
+    if will == NOTHING:
+        return {path: project.memo.of(path) for path in (*step.outputs.values(), step.receipt)}
+    if will == RESTORE and record:
+        outputs: dict[str, str | None] = {path: record.outputs[name].digest for name, path in step.outputs.items()}
+        return {**outputs, step.receipt: digest.of_bytes(receipt_bytes(step, record))}
+    return dict.fromkeys((*step.outputs.values(), step.receipt))
+
+
+# -- how much -----------------------------------------------------------------------------------------------------------
+_UNKNOWN = Amount(bytes=None, basis=UNKNOWN, reason="headers and small files only")
+
+
+def _measured(amount: int) -> Amount:
+    return Amount(bytes=amount, basis=MEASURED)
+
+
+def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tuple[str, str], Amount]:
+    """(step's stem, `makes` or `memory`) → an estimate. Of what is not here nothing is said: it is small."""
+    stems = ("convert", "quantize", "evaluate.baseline", "evaluate", "benchmark", "package")
+    if facts is None:
+        return dict.fromkeys(
+            ((stem, what) for stem in stems for what in ("makes", "memory")), Amount(bytes=None, basis=UNKNOWN, reason=unknown)
+        )
+    baseline, candidate = choice.estimates(facts)
+    bundle = candidate.artifact * choice.copies
+    amounts = {
+        ("convert", "makes"): baseline.artifact,
+        ("convert", "memory"): max(baseline.making, baseline.running if choice.held else 0),
+        ("quantize", "makes"): candidate.artifact,
+        ("quantize", "memory"): candidate.making,
+        ("evaluate.baseline", "memory"): baseline.running,
+        ("evaluate", "memory"): candidate.running,
+        ("benchmark", "memory"): max(baseline.running, candidate.running),
+        ("package", "makes"): bundle * 2 if choice.archived else bundle,
+        # Each further format is made by a runtime that holds the model about three times; measured on ONNX Runtime.
+        ("package", "memory"): candidate.running + 3 * (bundle - candidate.artifact),
+    }
+    if choice.not_measured:
+        del amounts["benchmark", "memory"]  # bytes are counted, and nothing is run
+    return {what: Amount(bytes=amount, basis=ESTIMATED) for what, amount in amounts.items()}
+
+
+def _makes(record: Record | None, expected: Amount | None) -> Amount:
+    if record:
+        return _measured(sum(artifact.size for artifact in record.outputs.values()))
+    return expected or _UNKNOWN
+
+
+def _memory(record: Record | None, expected: Amount | None) -> Amount:
+    if record and record.peak_memory is not None:
+        return _measured(record.peak_memory)
+    return expected or _UNKNOWN
