@@ -74,6 +74,14 @@ class Tasks:
         self._check_words(sys.argv[1:])
         defaults = [f"build:{name}" for name in self.project.defaults()]
         yield {"basename": "build", "actions": None, "doc": "build every default target", "task_dep": defaults}
+        for file, names in self.project.groups.items():
+            builds = [f"build:{name}" for name in names]
+            yield {
+                "basename": f"build:{file}",
+                "actions": None,
+                "doc": f"the {len(names)} of targets/{file}.yaml",
+                "task_dep": builds,
+            }
         for verb in VERBS:
             yield {"basename": verb, "name": None, "doc": DOCS[verb]}
         for name, problem in self.project.problems.items():
@@ -174,7 +182,12 @@ class Tasks:
 
     def _check_words(self, words: list[str]) -> None:
         """A mistyped name is answered with a close one, which doit itself does not do."""
-        known = {"build", *VERBS, *self.project.steps, *(f"build:{name}" for name in self.project.problems)}
+        known = {
+            "build",
+            *VERBS,
+            *self.project.steps,
+            *(f"build:{name}" for name in (*self.project.problems, *self.project.groups)),
+        }
         known |= {f"{verb}:{name}" for name in self.project.problems for verb in VERBS}
         for before, word in zip(["", *words], words, strict=False):
             name, equals, _ = word.partition("=")
@@ -186,7 +199,7 @@ class Tasks:
             if ":" not in word:
                 if before.startswith("-"):
                     continue  # the value of an option
-                if word in self.project.names():
+                if word in (*self.project.names(), *self.project.groups):
                     raise InvalidDodoFile(f'"{word}" is a target, and a task is a verb and a target: doit build:{word}')
                 if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *VERBS))):
                     raise InvalidDodoFile(f'there is no command or task "{word}".{near}')
