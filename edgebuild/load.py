@@ -9,20 +9,21 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import jsonschema
-import referencing
+import referencing.jsonschema
 import yaml
 
 from edgebuild import matrix, shipped
-from edgebuild.errors import TargetError, did_you_mean
+from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 256 * 1024, 32, 20_000
+LONGEST = 100  # characters; what looks like a number that far is one: the patterns take the square of a length
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})\Z")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+\Z")
@@ -119,10 +120,10 @@ def _name_problems(files: Iterable[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for name in files:
         if problem := name_problem(name):
-            problems[name] = f"targets/{name}.yaml: the file's name: {problem}; rename it"
+            problems[name] = f"targets/{shown(name)}.yaml: the file's name: {problem}; rename it"
         elif (other := first.setdefault(folded(name), name)) != name:
             problems[name] = (
-                f"targets/{name}.yaml: the file's name differs from {other}.yaml in case or Unicode form only; rename one"
+                f"targets/{shown(name)}.yaml: the file's name differs from {shown(other)}.yaml in case or Unicode form only; rename one"
             )
     return problems
 
@@ -330,7 +331,7 @@ class _Document:
         while known and known not in self.lines:
             known = known[:-1]
         line = f":{self.lines[known]}" if known in self.lines else ""
-        key = ".".join(str(part) for part in path)
+        key = ".".join(shown(str(part)) for part in path)
         return f"{self.file}{line}: {key + ': ' if key else ''}{message}"
 
     def mapping(self) -> dict[str, Any]:
@@ -387,12 +388,13 @@ class _Document:
             return [self.problem((*path, key), "missing; add it" + _hint(schema, key)) for key in missing]
         if error.validator == "enum":
             choices = [str(choice) for choice in error.validator_value]
-            shown = f"is {_show(value)}, but must be one of: {', '.join(choices)}."
-            return [self.problem(path, shown + (did_you_mean(value, choices) if isinstance(value, str) else ""))]
+            one_of = f"is {_show(value)}, but must be one of: {', '.join(choices)}."
+            return [self.problem(path, one_of + (did_you_mean(value, choices) if isinstance(value, str) else ""))]
         if error.validator == "minProperties" and not expected:
             return [self.problem(path, "is empty; give min, max, required or waive")]
         raw = self._raw.get(path)
         fits = raw is not None and re.search(schema.get("pattern", ""), raw) is not None  # quotes alone would mend it
+        raw = raw and shown(raw)
         if error.validator == "type" and "string" in str(error.validator_value) and fits and not isinstance(value, str):
             what = "a boolean" if isinstance(value, bool) else "a number"
             return [self.problem(path, f'{raw} is {what}; where text is meant, write it in quotes: "{raw}"')]
@@ -504,8 +506,8 @@ class _Document:
         if _FLOAT.match(text):
             self._raw[path] = text
             return float(text)
-        if _AMBIGUOUS.match(text):
-            key = ".".join(str(part) for part in path)
+        if _AMBIGUOUS.match(text[:LONGEST]):
+            key, text = ".".join(shown(str(part)) for part in path), shown(text)
             raise self._refuse(
                 line,
                 f'{key}: YAML versions read {text} differently; where text is meant, write it in quotes: "{text}"; else write a plain number, true or false',
@@ -540,9 +542,19 @@ def _validator(schema: str) -> Any:
     for name in ("target", "platform"):
         with open(os.path.join(shipped.folder("schemas"), f"{name}.json"), encoding="utf-8") as file:
             loaded = json.load(file)
-        registry = registry.with_resource(loaded["$id"], referencing.Resource.from_contents(loaded))
+        del loaded["$schema"]  # it would bring back jsonschema's own validator of that draft
+        registry = registry.with_resource(loaded["$id"], referencing.jsonschema.DRAFT202012.create_resource(loaded))
     name, _, pointer = schema.partition("#")
-    return jsonschema.Draft202012Validator({"$ref": f"urn:edgebuild:{name}:1#{pointer}"}, registry=registry)
+    plain = jsonschema.Draft202012Validator
+    whole = plain.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 8.0 samples are none
+    strict = jsonschema.validators.extend(plain, {"pattern": _pattern}, type_checker=whole)  # type: ignore[no-untyped-call]
+    return strict({"$ref": f"urn:edgebuild:{name}:1#{pointer}"}, registry=registry)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """As JSON Schema means it: in Python `$` also matches before a line break at the end."""
+    if validator.is_type(value, "string") and not re.search(re.sub(r"\$\Z", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"does not match {pattern}")
 
 
 def _hint(schema: Mapping[str, Any], key: str) -> str:
