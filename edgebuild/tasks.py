@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
-from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean
+from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
 from edgebuild.files import write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
@@ -72,7 +72,7 @@ class Tasks:
     def generate(self) -> Iterator[dict[str, Any]]:
         """Every task, as doit wants them."""
         self._check_words(sys.argv[1:])
-        defaults = [f"build:{name}" for name in self.project.defaults()]
+        defaults = [f"build:{_word(name)}" for name in self.project.defaults()]
         yield {"basename": "build", "actions": None, "doc": "build every default target", "task_dep": defaults}
         for file, names in self.project.groups.items():
             builds = [f"build:{name}" for name in names]
@@ -86,7 +86,7 @@ class Tasks:
             yield {"basename": verb, "name": None, "doc": DOCS[verb]}
         for name, problem in self.project.problems.items():
             for verb in (*VERBS, "build"):
-                yield self._bad(name, verb, problem)
+                yield self._bad(_word(name), verb, problem)
         for step in self.project.steps.values():
             yield self._task(step)
 
@@ -255,6 +255,11 @@ class _Reporter:
         """Told by doit, of no interest here."""
 
     get_status = execute_task = add_success = skip_ignore = teardown_task = _nothing
+
+
+def _word(name: str) -> str:
+    """A target's name in a task's; that of a file which may not be one too, where doit would refuse it or the terminal obey."""
+    return shown(name).replace("=", "%3d")
 
 
 def _save_traceback() -> str:
