@@ -9,7 +9,7 @@ from typing import Any
 
 from edgebuild import formats
 from edgebuild.backend import ModelFacts
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, shown
 from edgebuild.formats import gguf, onnx, safetensors
 from edgebuild.step import Action, Outcome
 
@@ -49,7 +49,7 @@ def _onnx(path: Path, total: int) -> ModelFacts:
     quantized = sorted(_QUANTIZERS & set(header.operators))
     return ModelFacts(
         format="onnx",
-        architecture=", ".join(f"{name}×{count}" for name, count in header.operators.most_common(4)),
+        architecture=", ".join(f"{shown(name)}×{count}" for name, count in header.operators.most_common(4)),
         parameters=dict(sorted(header.parameters.items())),
         bytes=total,
         opsets=header.opsets,
@@ -85,8 +85,8 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
     quantization = config.get("quantization_config") or config.get("quantization")
     return ModelFacts(
         format="huggingface",
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown",
-        model_type=str(config.get("model_type", "")),
+        architecture=shown(str(architectures[0])) if isinstance(architectures, list) and architectures else "unknown",
+        model_type=shown(str(config.get("model_type", ""))),
         custom_code="auto_map" in config,
         parameters=dict(sorted(parameters.items())),
         bytes=total,
@@ -110,6 +110,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG:
             raise StepFailed(f"config.json is larger than {MAX_CONFIG:,} bytes; that is no model's configuration")
         config = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise StepFailed(f"config.json is not UTF-8 text (byte {error.start}); copy or download it again") from error
     except (ValueError, RecursionError) as error:
         raise StepFailed(f"config.json is no valid JSON ({str(error)[:80]}); copy or download it again") from error
     if not isinstance(config, dict):

@@ -361,6 +361,8 @@ def _target(word: str) -> "tuple[Project, str]":
     project, name = Project(), word.removeprefix("build:")
     if name in project.problems:
         raise UserError(project.problems[name])
+    if name in project.groups:
+        raise UserError(f"targets/{name}.yaml gives several targets; name one of them: {', '.join(project.groups[name])}")
     if name not in project.targets:
         known = project.names()
         raise UserError(f'there is no target "{name}"; there are: {", ".join(known)}.{did_you_mean(name, known)}')

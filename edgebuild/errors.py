@@ -1,6 +1,7 @@
 """Every error that a user can cause, in one place: what is wrong, where, what to do; an exit status each."""
 
 import errno
+import json
 from collections.abc import Iterable
 
 OK, FAILED, FAULT, USAGE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -38,12 +39,18 @@ class InputChanged(StepFailed):
     """An input was edited while its step ran."""
 
 
+def shown(text: str, limit: int = 100) -> str:
+    """Somebody else's word in a message: one line of ASCII, never long."""
+    word = json.dumps(text)[1:-1]
+    return word if len(word) <= limit else word[: limit - 3] + "..."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean "…"?` where a known word is close, else the empty text."""
     from difflib import get_close_matches  # 5 ms that a no-op does not pay
 
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' Did you mean "{close[0]}"?' if close else ""
+    return f' Did you mean "{shown(close[0])}"?' if close else ""
 
 
 def disk(error: OSError) -> str:

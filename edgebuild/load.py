@@ -5,22 +5,25 @@ YAML is read from parser events, in one pass: aliases, anchors, tags, duplicate 
 loader; a 306-byte alias bomb takes gigabytes).
 """
 
+import copy
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import jsonschema
-import referencing
+import referencing.jsonschema
 import yaml
 
-from edgebuild import shipped
-from edgebuild.errors import TargetError, did_you_mean
+from edgebuild import matrix, shipped
+from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 256 * 1024, 32, 20_000
+LONGEST = 100  # characters; what looks like a number that far is one: the patterns take the square of a length
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})\Z")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)\.[0-9]+\Z")
@@ -44,7 +47,7 @@ Path = tuple[str | int, ...]
 
 
 def names(root: str) -> list[str]:
-    """The target names of a project: `targets/*.yaml`, sorted. Raises TargetError where there is no such folder."""
+    """The names of a project's target files, `targets/*.yaml`, sorted. Raises TargetError where there is no such folder."""
     try:
         found = sorted(os.listdir(os.path.join(root, "targets")))
     except OSError as error:
@@ -54,18 +57,96 @@ def names(root: str) -> list[str]:
     return [name[: -len(".yaml")] for name in found if name.endswith(".yaml") and not name.startswith(".")]
 
 
-def check_names(found: Iterable[str]) -> dict[str, str]:
-    """name → why it may not be used, for those that may not."""
+class Targets:
+    """The targets that these files of a project describe; every target and platform file is read once.
+
+    `files`: file's name → its targets' names, several where it has a `matrix`; `problems`: file's name → why it has none.
+    """
+
+    def __init__(self, root: str, files: Iterable[str]) -> None:
+        self._root = root
+        self._documents: dict[str, _Document] = {}
+        self._platforms: dict[str, Platform] = {}
+        self.files: dict[str, list[str]] = {}
+        self.problems = _name_problems(files)
+        taken = {name: name for name in files}
+        for file in files:
+            if file in self.problems:
+                continue
+            try:
+                found = _documents(root, file)
+                if clash := [name for name in found if taken.setdefault(name, file) != file]:
+                    other = f"targets/{taken[clash[0]]}.yaml"
+                    message = f"its target {clash[0]} has the name of one that {other} gives; rename one of the two files"
+                    raise TargetError([found[clash[0]].problem(("matrix",), message)])
+            except TargetError as error:
+                self.problems[file] = str(error)
+                continue
+            self.files[file] = list(found)
+            self._documents |= found
+
+    def target(self, name: str, version: str | None = None) -> Target:
+        """One target, checked; `version` overrides `package.version`.
+
+        Raises TargetError with every problem found, a line each: `FILE:LINE: KEY: what is wrong; what to do`.
+        """
+        document = self._documents[name]
+        given = document.mapping()
+        platform = self._platform(document, given["platform"])
+        merged = _merge(platform.defaults, given)
+        if version is not None:
+            if not SEMVER.match(version):
+                raise TargetError([f"package.version={_show(version)}: must be a semantic version such as 1.2.0 (semver.org)"])
+            merged = _merge(merged, {"package": {"version": version}})
+        problems = _meaning(document, merged)
+        if problems:
+            raise TargetError(problems)
+        return _target(self._root, name, document, platform, merged)
+
+    def _platform(self, document: "_Document", name: str) -> Platform:
+        if name not in self._platforms:
+            path = platform_file(self._root, name)
+            if path is None:
+                known = platform_names(self._root)
+                message = f'no platform "{name}"; there are: {", ".join(known)}.{did_you_mean(name, known)}'
+                raise TargetError([document.problem(("platform",), message)])
+            self._platforms[name] = _platform(self._root, name, path)
+        return self._platforms[name]
+
+
+def _name_problems(files: Iterable[str]) -> dict[str, str]:
+    """File name → why it may not be used, for those that may not."""
     problems: dict[str, str] = {}
     first: dict[str, str] = {}
-    for name in found:
+    for name in files:
         if problem := name_problem(name):
-            problems[name] = f"targets/{name}.yaml: the file's name: {problem}; rename it"
+            problems[name] = f"targets/{shown(name)}.yaml: the file's name: {problem}; rename it"
         elif (other := first.setdefault(folded(name), name)) != name:
             problems[name] = (
-                f"targets/{name}.yaml: the file's name differs from {other}.yaml in case or Unicode form only; rename one"
+                f"targets/{shown(name)}.yaml: the file's name differs from {shown(other)}.yaml in case or Unicode form only; rename one"
             )
     return problems
+
+
+def _documents(root: str, file: str) -> dict[str, "_Document"]:
+    """Target name → its document: the file's own or, where it has a matrix, one for each combination. Raises TargetError.
+
+    The schema speaks of keys and of single values: those of a matrix are checked where they stand, and the first
+    combination for all.
+    """
+    document = _Document(os.path.join(root, f"targets/{file}.yaml"), f"targets/{file}.yaml")
+    given = document.mapping()
+    if "matrix" not in given:
+        document.check("target")
+        return {file: document}
+    document.check("target#/properties/matrix", "matrix")
+    texts = {key: [document.text("matrix", key, at) for at in range(len(values))] for key, values in given["matrix"].items()}
+    problems = [document.problem(path, message) for path, message in matrix.problems(file, given, texts)]
+    if problems:
+        raise TargetError(problems)
+    variants = {matrix.target_name(file, texts, places): document.variant(places) for places in matrix.combinations(texts)}
+    next(iter(variants.values())).check("target")
+    return variants
 
 
 def platform_names(root: str) -> list[str]:
@@ -82,32 +163,7 @@ def platform_file(root: str, name: str) -> str | None:
     return None
 
 
-def target(root: str, name: str, version: str | None = None) -> Target:
-    """Read and check `targets/NAME.yaml`; `version` overrides `package.version`.
-
-    Raises TargetError with every problem found, a line each: `FILE:LINE: KEY: what is wrong; what to do`.
-    """
-    file = f"targets/{name}.yaml"
-    document = _Document(os.path.join(root, file), file)
-    document.check("target")
-    given = document.value
-    path = platform_file(root, given["platform"])
-    if path is None:
-        known = platform_names(root)
-        message = f'no platform "{given["platform"]}"; there are: {", ".join(known)}.{did_you_mean(given["platform"], known)}'
-        raise TargetError([document.problem(("platform",), message)])
-    platform = _platform(root, given["platform"], path)
-    merged = _merge(platform.defaults, given)
-    if version is not None:
-        if not SEMVER.match(version):
-            raise TargetError([f"package.version={_show(version)}: must be a semantic version such as 1.2.0 (semver.org)"])
-        merged = _merge(merged, {"package": {"version": version}})
-    problems = _meaning(document, merged)
-    if problems:
-        raise TargetError(problems)
-    return _target(root, name, document, platform, merged)
-
-
+@cache
 def gate_defaults() -> dict[str, dict[str, Any]]:
     document = _Document(os.path.join(shipped.PACKAGE, "gates.yaml"), "gates.yaml")
     value: dict[str, dict[str, Any]] = document.value
@@ -214,10 +270,10 @@ def _platform(root: str, name: str, path: str) -> Platform:
     file = f"platforms/{name}.yaml" if os.path.dirname(path) == own else f"edgebuild/platforms/{name}.yaml"
     document = _Document(path, file)
     document.check("platform")
-    value = document.value
+    value = document.mapping()
     benchmark = dict(value.get("benchmark", {}))
     not_measured = benchmark.pop("not_measured", "")
-    defaults = {key: value[key] for key in ("framework", "quantize", "gates", "package") if key in value}
+    defaults: dict[str, Any] = {key: value[key] for key in ("framework", "quantize", "gates", "package") if key in value}
     if benchmark:
         defaults["benchmark"] = benchmark
     return Platform(
@@ -275,44 +331,70 @@ class _Document:
         while known and known not in self.lines:
             known = known[:-1]
         line = f":{self.lines[known]}" if known in self.lines else ""
-        key = ".".join(str(part) for part in path)
+        key = ".".join(shown(str(part)) for part in path)
         return f"{self.file}{line}: {key + ': ' if key else ''}{message}"
 
-    def check(self, schema: str) -> None:
-        """Raises TargetError with every way in which the value is not what `schemas/SCHEMA.json` says."""
+    def mapping(self) -> dict[str, Any]:
+        """The value as a map. Raises TargetError where it is none."""
         if not isinstance(self.value, dict):
             raise TargetError(
                 [f"{self.file}: must hold a map of keys, such as `model:` and `platform:`; see the README's example"]
             )
-        errors = sorted(
-            _validator(schema).iter_errors(self.value), key=lambda error: self.lines.get(tuple(error.absolute_path), 0)
-        )
-        problems = list(dict.fromkeys(problem for error in errors for problem in self._explain(error)))
+        return self.value
+
+    def text(self, *path: str | int) -> str:
+        """A scalar as it is written, without quotes."""
+        value: Any = self.value
+        for part in path:
+            value = value[part]
+        return self._raw.get(path, str(value))
+
+    def variant(self, places: Mapping[str, int]) -> "_Document":
+        """The document that one choice of a matrix stands for; its values keep the lines on which they stand."""
+        made = copy.copy(self)
+        made.lines = {path: line for path, line in self.lines.items() if len(path) < 2 or path[0] != "matrix"}
+        made._raw = dict(self._raw)
+        made.value = matrix.document(self.mapping(), places)
+        for key, place in places.items():
+            value, path = ("matrix", key, place), tuple(key.split("."))
+            for length in range(1, len(path)):
+                made.lines.setdefault(path[:length], self.lines[value])
+            made.lines[path] = self.lines[value]
+            if value in self._raw:
+                made._raw[path] = self._raw[value]
+        return made
+
+    def check(self, schema: str, key: str = "") -> None:
+        """Raises TargetError with every way in which the value (or what it has at `key`) is not what the schema says."""
+        value = self.mapping()
+        above = (key,) if key else ()
+        found = _validator(schema).iter_errors(value[key] if key else value)
+        errors = sorted(found, key=lambda error: self.lines.get((*above, *error.absolute_path), 0))
+        problems = list(dict.fromkeys(problem for error in errors for problem in self._explain(error, above)))
         if problems:
             raise TargetError(problems)
 
-    def _explain(self, error: Any) -> list[str]:
-        path: Path = tuple(error.absolute_path)
+    def _explain(self, error: Any, above: Path) -> list[str]:
+        path: Path = (*above, *error.absolute_path)
         schema, value = error.schema, error.instance
         expected = schema.get("expected", "")
         if error.validator == "additionalProperties":
             known = list(schema.get("properties", ()))
-            return [
-                self.problem((*path, key), f"unknown key; known here: {', '.join(known)}.{did_you_mean(key, known)}")
-                for key in value
-                if key not in known
-            ]
+            takes = schema.get("known", f"known here: {', '.join(known)}")
+            unknown = [key for key in value if key not in known]
+            return [self.problem((*path, key), f"unknown key; {takes}.{did_you_mean(key, known)}") for key in unknown]
         if error.validator == "required":
             missing = [key for key in error.validator_value if key not in value]
             return [self.problem((*path, key), "missing; add it" + _hint(schema, key)) for key in missing]
         if error.validator == "enum":
             choices = [str(choice) for choice in error.validator_value]
-            shown = f"is {_show(value)}, but must be one of: {', '.join(choices)}."
-            return [self.problem(path, shown + (did_you_mean(value, choices) if isinstance(value, str) else ""))]
-        if error.validator == "minProperties":
+            one_of = f"is {_show(value)}, but must be one of: {', '.join(choices)}."
+            return [self.problem(path, one_of + (did_you_mean(value, choices) if isinstance(value, str) else ""))]
+        if error.validator == "minProperties" and not expected:
             return [self.problem(path, "is empty; give min, max, required or waive")]
         raw = self._raw.get(path)
         fits = raw is not None and re.search(schema.get("pattern", ""), raw) is not None  # quotes alone would mend it
+        raw = raw and shown(raw)
         if error.validator == "type" and "string" in str(error.validator_value) and fits and not isinstance(value, str):
             what = "a boolean" if isinstance(value, bool) else "a number"
             return [self.problem(path, f'{raw} is {what}; where text is meant, write it in quotes: "{raw}"')]
@@ -424,8 +506,8 @@ class _Document:
         if _FLOAT.match(text):
             self._raw[path] = text
             return float(text)
-        if _AMBIGUOUS.match(text):
-            key = ".".join(str(part) for part in path)
+        if _AMBIGUOUS.match(text[:LONGEST]):
+            key, text = ".".join(shown(str(part)) for part in path), shown(text)
             raise self._refuse(
                 line,
                 f'{key}: YAML versions read {text} differently; where text is meant, write it in quotes: "{text}"; else write a plain number, true or false',
@@ -453,15 +535,26 @@ def _text(path: str, file: str) -> str:
         raise TargetError([f"{file}:{line}: not UTF-8 text; save it as UTF-8"]) from error
 
 
+@cache
 def _validator(schema: str) -> Any:
-    """The validator of `schemas/SCHEMA.json`. Its registry holds our own schemas and fetches nothing."""
+    """The validator of `SCHEMA` or `SCHEMA#POINTER`. Its registry holds our own schemas and fetches nothing."""
     registry: Any = referencing.Registry()
-    loaded = {}
     for name in ("target", "platform"):
         with open(os.path.join(shipped.folder("schemas"), f"{name}.json"), encoding="utf-8") as file:
-            loaded[name] = json.load(file)
-        registry = registry.with_resource(loaded[name]["$id"], referencing.Resource.from_contents(loaded[name]))
-    return jsonschema.Draft202012Validator(loaded[schema], registry=registry)
+            loaded = json.load(file)
+        del loaded["$schema"]  # it would bring back jsonschema's own validator of that draft
+        registry = registry.with_resource(loaded["$id"], referencing.jsonschema.DRAFT202012.create_resource(loaded))
+    name, _, pointer = schema.partition("#")
+    plain = jsonschema.Draft202012Validator
+    whole = plain.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)  # 8.0 samples are none
+    strict = jsonschema.validators.extend(plain, {"pattern": _pattern}, type_checker=whole)  # type: ignore[no-untyped-call]
+    return strict({"$ref": f"urn:edgebuild:{name}:1#{pointer}"}, registry=registry)
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    """As JSON Schema means it: in Python `$` also matches before a line break at the end."""
+    if validator.is_type(value, "string") and not re.search(re.sub(r"\$\Z", r"\\Z", pattern), value):
+        yield jsonschema.ValidationError(f"does not match {pattern}")
 
 
 def _hint(schema: Mapping[str, Any], key: str) -> str:

@@ -60,13 +60,14 @@ class Surroundings:
 class Plan:
     """Steps by name, in the order in which they may run; the components of each recipe, by its digest.
 
-    `problems` are the targets that cannot be built, with their messages.
+    `problems` are the targets that cannot be built, with their messages; `groups` the files with a matrix, with their targets.
     """
 
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: dict[str, Step] = field(default_factory=dict)
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:

@@ -16,6 +16,7 @@ from edgebuild.step import Step
 from edgebuild.store import Store
 
 if TYPE_CHECKING:
+    from edgebuild.errors import TargetError
     from edgebuild.plan import Surroundings
     from edgebuild.source import Found
     from edgebuild.target import Target
@@ -34,6 +35,7 @@ class Project:
         self.steps: dict[str, Step] = {}
         self._by_target: dict[str, list[Step]] = {}
         self.problems: dict[str, str] = {}
+        self.groups: dict[str, list[str]] = {}  # name of a file with a matrix → its targets
         if not self._load():
             self._make()
 
@@ -51,7 +53,7 @@ class Project:
         return self._recipes
 
     def names(self) -> list[str]:
-        """Every target's name, sorted, those with problems too."""
+        """Every target's name, sorted, those with problems too (a file's own where its targets are not known)."""
         return sorted({*self.targets, *self.problems})
 
     def defaults(self) -> list[str]:
@@ -75,6 +77,7 @@ class Project:
             if cached["identity"] != self.identity() or moved(cached["guards"]):
                 return False
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
+            self.groups = cached["groups"]
             for name, verb, target, recipe, inputs, outputs, after in cached["steps"]:
                 self.steps[name] = Step(
                     name=name, verb=verb, target=target, recipe=recipe, inputs=inputs, outputs=outputs, after=tuple(after)
@@ -91,17 +94,20 @@ class Project:
         seen = _Seen(self)
         seen.guard("targets", "platforms", "templates")
         found = load.names(".")
-        whole = plan.Plan(problems=load.check_names(found))
-        around = seen.surroundings()
-        for name in found:
-            seen.guard(f"targets/{name}.yaml", *(f"platforms/{other}" for other in _listdir("platforms")))
-            if name in whole.problems:
-                continue
-            try:
-                plan.add(whole, load.target(".", name, self.version), around, self.strict)
-            except TargetError as error:
-                whole.problems[name] = str(error)
-        self.targets, self.steps, self.problems = whole.targets, whole.steps, whole.problems
+        seen.guard(*(f"targets/{name}.yaml" for name in found), *(f"platforms/{other}" for other in _listdir("platforms")))
+        targets, around = load.Targets(".", found), seen.surroundings()
+        whole = plan.Plan(problems=targets.problems)
+        for file, names in targets.files.items():
+            failed: dict[str, TargetError] = {}
+            for name in names:
+                try:
+                    plan.add(whole, targets.target(name, self.version), around, self.strict)
+                except TargetError as error:
+                    failed[name] = error
+            whole.problems |= _problems(names, failed)
+            if names != [file]:
+                whole.groups[file] = names
+        self.targets, self.steps, self.problems, self.groups = whole.targets, whole.steps, whole.problems, whole.groups
         self._by_target.clear()
         self._recipes = whole.recipes
         self.guards = seen.guards
@@ -114,6 +120,7 @@ class Project:
             "guards": self.guards,
             "targets": self.targets,
             "problems": self.problems,
+            "groups": self.groups,
             "steps": steps,
         }
         try:
@@ -198,6 +205,14 @@ class _Seen:
                 self.guard(os.path.dirname(path))
                 found[f"template/{os.path.relpath(path, folder)}"] = path
         return dict(sorted(found.items()))
+
+
+def _problems(names: list[str], failed: "Mapping[str, TargetError]") -> dict[str, str]:
+    """Target name → its message; of several targets of one file it says which, unless all of them have the same."""
+    same = len(failed) == len(names) and len({error.problems for error in failed.values()}) == 1
+    if same:
+        return {name: str(error) for name, error in failed.items()}
+    return {name: "\n".join(f"{problem} (target {name})" for problem in error.problems) for name, error in failed.items()}
 
 
 def _files(folder: str) -> list[str]:

@@ -281,8 +281,8 @@ def sweep(project: Project) -> None:
     """Remove what steps and targets that are no more had made, by their receipts."""
     receipts = {step.receipt for step in project.steps.values()}
     for target in _names("build"):
-        if target in project.problems:
-            continue  # it cannot be planned today; what it made stays
+        if any(target == name or target.startswith(f"{name}-") for name in project.problems):
+            continue  # it cannot be planned today, or is one of a file's that cannot be read; what it made stays
         for name in _names(f"build/{target}"):
             path = f"build/{target}/{name}"
             if name.endswith(".json") and name != "evidence.json" and path not in receipts:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgebuild import digest
-from edgebuild.errors import StepFailed, did_you_mean
+from edgebuild.errors import StepFailed, did_you_mean, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,7 +151,7 @@ def _no_npz(path: Path) -> str:
 
 
 def _check_names(name: str, members: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    held = ", ".join(sorted(members)[:20]) or "nothing"
+    held = ", ".join(shown(key) for key in sorted(members)[:20]) or "nothing"
     for key in wanted[:-1]:
         if key not in members:
             others = [other for other in members if other not in wanted]
@@ -159,7 +159,7 @@ def _check_names(name: str, members: Mapping[str, Any], wanted: Sequence[str]) -
             raise StepFailed(f'{name}: no array "{key}", which the model takes as an input; the file holds: {held}.{hint}')
     for other in members:
         if other not in wanted and LABELS not in members and did_you_mean(other.lower(), [LABELS]):
-            raise StepFailed(f'{name}: the array "{other}" is no input of the model. Did you mean "{LABELS}"?')
+            raise StepFailed(f'{name}: the array "{shown(other)}" is no input of the model. Did you mean "{LABELS}"?')
 
 
 def _array(name: str, key: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -191,8 +191,11 @@ def _header(size: int, file: Any) -> np.dtype[Any]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version[0]}.{version[1]}")
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(file)
-    if any(not isinstance(length, int) or length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > size:
+    try:
+        shape, _, dtype = reader(file)
+    except Exception as error:
+        raise ValueError("its header cannot be read") from error
+    if any(type(length) is not int or length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"its header claims the shape {shape}, more than its {size} bytes")
     return dtype
 

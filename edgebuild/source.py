@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgebuild import formats
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, shown
 from edgebuild.formats import onnx
 from edgebuild.step import SOURCES, Action, Outcome
 from edgebuild.target import COMMIT, Source, parse_source
@@ -232,8 +232,8 @@ def _layout(inputs: Mapping[str, Path], found: set[str]) -> str:
 
 def _check_shards(index: Path, inputs: Mapping[str, Path]) -> None:
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        named = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise StepFailed("model.safetensors.index.json is no valid index; copy or download it again") from error
     if missing := sorted(name for name in named if f"model/{name}" not in inputs):
-        raise StepFailed(f"model.safetensors.index.json names {missing[0]}, which is not there; copy or download it again")
+        raise StepFailed(f"model.safetensors.index.json names {shown(missing[0])}, which is not there; copy or download it again")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
-from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean
+from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
 from edgebuild.files import write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
@@ -77,13 +77,21 @@ class Tasks:
     def generate(self) -> Iterator[dict[str, Any]]:
         """Every task, as doit wants them."""
         self._check_words(sys.argv[1:])
-        defaults = [f"build:{name}" for name in self.project.defaults()]
+        defaults = [f"build:{_word(name)}" for name in self.project.defaults()]
         yield {"basename": "build", "actions": None, "doc": "build every default target", "task_dep": defaults}
+        for file, names in self.project.groups.items():
+            builds = [f"build:{name}" for name in names]
+            yield {
+                "basename": f"build:{file}",
+                "actions": None,
+                "doc": f"the {len(names)} of targets/{file}.yaml",
+                "task_dep": builds,
+            }
         for verb in VERBS:
             yield {"basename": verb, "name": None, "doc": DOCS[verb]}
         for name, problem in self.project.problems.items():
             for verb in (*VERBS, "build"):
-                yield self._bad(name, verb, problem)
+                yield self._bad(_word(name), verb, problem)
         for step in self.project.steps.values():
             yield self._task(step)
 
@@ -179,7 +187,12 @@ class Tasks:
 
     def _check_words(self, words: list[str]) -> None:
         """A mistyped name is answered with a close one, which doit itself does not do."""
-        known = {"build", *VERBS, *self.project.steps, *(f"build:{name}" for name in self.project.problems)}
+        known = {
+            "build",
+            *VERBS,
+            *self.project.steps,
+            *(f"build:{name}" for name in (*self.project.problems, *self.project.groups)),
+        }
         known |= {f"{verb}:{name}" for name in self.project.problems for verb in VERBS}
         for before, word in zip(["", *words], words, strict=False):
             name, equals, _ = word.partition("=")
@@ -191,7 +204,7 @@ class Tasks:
             if ":" not in word:
                 if before.startswith("-"):
                     continue  # the value of an option
-                if word in self.project.names():
+                if word in (*self.project.names(), *self.project.groups):
                     raise InvalidDodoFile(f'"{word}" is a target, and a task is a verb and a target: doit build:{word}')
                 if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *VERBS))):
                     raise InvalidDodoFile(f'there is no command or task "{word}".{near}')
@@ -247,6 +260,11 @@ class _Reporter:
         """Told by doit, of no interest here."""
 
     get_status = execute_task = add_success = skip_ignore = teardown_task = _nothing
+
+
+def _word(name: str) -> str:
+    """A target's name in a task's; that of a file which may not be one too, where doit would refuse it or the terminal obey."""
+    return shown(name).replace("=", "%3d")
 
 
 def _save_traceback() -> str:

@@ -45,6 +45,14 @@ def test_too_many_values(lab: Lab) -> None:
     assert "more than 20000 values" in message(lab, b"a: [" + b"1," * 30_000 + b"1]\n")
 
 
+def test_a_number_of_many_digits_costs_no_time(lab: Lab) -> None:
+    start = time.process_time()
+    text = message(lab, TARGET.encode() + b"default: " + b"1" * 200_000)
+    assert time.process_time() - start < 5
+    assert "YAML versions read" in text
+    assert len(text) < 500
+
+
 @pytest.mark.parametrize("name", ["-x", "x", "a..b", "con", "x.tar", "x.evidence.json", "Upper", "a b", "a" * 80, "ünï"])
 def test_names(name: str, lab: Lab) -> None:
     assert "rename it" in message(lab, TARGET.encode(), name)

@@ -85,6 +85,18 @@ def test_bad_target_fails_alone_with_status_3(lab: Lab) -> None:
     assert run(lab, "build:one").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["a=b", "a\nb", "a\x1b[31mb", "a\udcffb", "-x"])
+def test_a_file_of_any_name_fails_alone(lab: Lab, name: str) -> None:
+    (lab.root / "targets" / f"{name}.yaml").write_text(TARGET)
+    result = run(lab)
+    assert result.returncode == 3
+    assert "rename it" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert (lab.root / "dist" / "one").exists()
+    assert "cannot be built: targets/" in run(lab, "list").stdout
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

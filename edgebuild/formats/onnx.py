@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 MAX_DEPTH = 32  # of subgraphs in If and Loop
+MAX_DIMENSIONS = 64  # a product of a million large numbers takes hours
 DTYPES = {1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 8: "STRING", 9: "BOOL", 10: "F16", 11: "F64"}
 DTYPES |= {12: "U32", 13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 19: "F8_E5M2", 21: "U4", 22: "I4"}
 Field = tuple[int, int, Any]  # number, wire type, int or memoryview
@@ -162,6 +163,8 @@ def _tensor(view: memoryview, header: Header) -> tuple[str, list[int]]:
                 location = _text(pair.get(2, b""))
     if external or location:
         header.external.add(location)
+    if len(dims) > MAX_DIMENSIONS or any(length >= 2**63 for length in dims) or prod(dims) >= 2**63:
+        raise ValueError("a tensor of it has dimensions that no memory holds: damaged")
     header.parameters[DTYPES.get(dtype, f"type {dtype}")] += prod(dims)
     return name, dims
 

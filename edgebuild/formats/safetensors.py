@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 MAX_HEADER = 100_000_000
+MAX_DIMENSIONS = 64  # a product of a million large numbers takes hours
 MAX_TENSORS = 200_000  # a million zero-size tensors cost the reference reader a gigabyte
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
 BITS |= {"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
@@ -37,7 +38,9 @@ def read(path: str) -> Header:
             raise ValueError(f"its header claims {length} bytes in a file of {size}: truncated or damaged")
         text = file.read(length)
     try:
-        entries = json.loads(text, object_pairs_hook=_once)
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its header is not UTF-8 text (byte {error.start}): damaged") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its header is no valid JSON ({str(error)[:80]}): damaged") from error
     if not isinstance(entries, dict):
@@ -62,10 +65,11 @@ def read(path: str) -> Header:
 def _tensor(name: str, entry: object) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]  # type: ignore[index]
-        whole = all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop))
+        whole = len(shape) <= MAX_DIMENSIONS and all(type(one) is int and 0 <= one < 2**63 for one in (*shape, start, stop))
+        bits = BITS.get(dtype)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"tensor {name[:80]!r} has no dtype, shape and data_offsets: damaged") from error
-    if dtype not in BITS or not whole or stop < start or (prod(shape) * BITS[dtype] + 7) // 8 != stop - start:
+    if bits is None or not whole or stop < start or (prod(shape) * bits + 7) // 8 != stop - start:
         raise ValueError(f"tensor {name[:80]!r}: shape, dtype and offsets do not agree: damaged")
     return (dtype, shape), (start, stop)
 
