@@ -97,6 +97,13 @@ def outputs_held_against_their_receipt() -> None:
     Fresh._judge = judge  # type: ignore[method-assign]
 
 
+def inputs_held_against_receipts() -> None:
+    def inputs(self: Builder, step: Any) -> dict[str, str]:
+        return {role: self.project.memo.look(path) for role, path in step.inputs.items()}
+
+    Builder._inputs = inputs  # type: ignore[method-assign]
+
+
 def hits_verified() -> None:
     Store.has = lambda self, artifact: os.path.exists(self.object(artifact.digest))  # type: ignore[method-assign]
 
@@ -146,6 +153,7 @@ GUARDS: dict[str, Callable[[], None]] = {
         outputs_before_their_receipt,
         receipts_list_what_is_to_come,
         outputs_held_against_their_receipt,
+        inputs_held_against_receipts,
         hits_verified,
         leftovers_collected,
         scratch_removed,

@@ -73,6 +73,7 @@ class Point:
     """One fault: `error` (or KILL) at one call of one part."""
 
     part: str
+    index: int  # of the call, among those that change something; how many a process has opened before differs a little
     call: Call
     error: str
 
@@ -151,6 +152,7 @@ class Bench:
 
     def __init__(self, name: str, guard: str = "") -> None:
         self.part, self.guard = PARTS[name], guard
+        self._calls: list[Call] = []  # as this process makes them
         self.folder = Path(tempfile.mkdtemp(prefix="edgebuild-sweep-", dir=MEMORY))
         self.world, self.root = self.folder / "world", self.folder / "world" / "project"
         make_lab(self.root)
@@ -204,11 +206,16 @@ class Bench:
         """What did not hold after this fault; None where its call did not come."""
         how = "signal=KILL" if point.error == "KILL" else f"error={point.error}"
         for _ in range(TRIES):
-            ended = self.broken(TRACE, f"inject={point.call.name}:{how}:when={point.call.nth}")
+            if not self._calls:
+                self.broken(TRACE)
+                self._calls = calls(self.folder / "strace", self.root, self.world)
+            call = self._calls[min(point.index, len(self._calls) - 1)]
+            ended = self.broken(TRACE, f"inject={call.name}:{how}:when={call.nth}")
             seen = calls(self.folder / "strace", self.root, self.world)
-            hit = [call for call in seen if call.name == point.call.name and call.nth == point.call.nth]
+            hit = [one for one in seen if one.name == call.name and one.nth == call.nth]
             if hit and (hit[0].injected or (point.error == "KILL" and hit[0] == seen[-1])):
                 break
+            self._calls = []
         else:
             return None
         killed = point.error == "KILL" and self.part.who != "worker"  # a worker that is killed is an error of its step
@@ -278,9 +285,9 @@ class Sweep:
         self._guard = guard
         self.known = {part: self._pool.submit(_know, part, guard).result() for part in parts}
         self.points = [
-            Point(part=part, call=call, error=error)
+            Point(part=part, index=index, call=call, error=error)
             for part, known in self.known.items()
-            for call in known.calls
+            for index, call in enumerate(known.calls)
             for error in ("KILL", *ERRORS.get(call.name, ANY))
         ]
 
