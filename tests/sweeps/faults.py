@@ -174,7 +174,9 @@ class Place:
         else:
             yield from self._told(ended, MISBEHAVIOUR[text], may_succeed=False)
         time.sleep(1)
-        yield from (f"process {pid} still runs" for pid in _processes("edgebuild-left-behind", str(self.root)))
+        for process in _processes(self.root):
+            yield f"process {process.pid} still runs"
+            process.kill()
 
     def _told(self, ended: "subprocess.CompletedProcess[str]", message: str, may_succeed: bool = True) -> Iterator[str]:
         """One message and status 1; or 0, where there was room enough or only a cache was lost, and all is right."""
@@ -188,10 +190,11 @@ class Place:
             yield f"not one message with status 1: {ended.returncode} {ended.stderr}"
 
 
-def _processes(*words: str) -> Iterator[int]:
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and any(word in part for part in process.info["cmdline"] or [] for word in words):
-            yield process.pid
+def _processes(root: Path) -> Iterator[psutil.Process]:
+    """Those that a worker of this project started: its home is there."""
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("HOME", "").startswith(f"{root}/"):
+            yield process
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 from tests.sweeps.syscalls import PARTS, Point, Sweep
 
 SHARE = 10
-MOST = 40  # points, so that a slow machine is done in time
+MOST = 24  # points, so that a slow machine is done in time
 pytestmark = pytest.mark.skipif(
     not shutil.which("strace") and not os.environ.get("CI"), reason="strace is not installed (Debian: apt-get install strace)"
 )
