@@ -258,7 +258,7 @@ def _full(folder: str) -> bool:
         found = os.statvfs(folder)
     except OSError:
         return False
-    return found.f_bavail * found.f_frsize < 64 * 1024 or (found.f_files > 0 and found.f_favail == 0)
+    return found.f_bavail * found.f_frsize < 64 * 1024 or (found.f_files > 0 and found.f_favail < 8)
 
 
 def _tail(log: str) -> str:
