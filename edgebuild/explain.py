@@ -61,7 +61,7 @@ def _state(project: Project, fresh: Fresh, step: Step) -> State:
 
 def why(project: Project, step: Step, receipt: Receipt | None, inputs: Mapping[str, str]) -> str:
     """Why a step must run, against the receipt of its last run: every component that differs, old → new."""
-    if receipt is None:
+    if receipt is None or not receipt.key:
         return "it has not run here before"
     key = step.key(inputs)
     if receipt.key == key:

@@ -16,7 +16,7 @@ from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import StepFailed
 from edgebuild.explain import State, explain
-from edgebuild.fresh import read_receipt, receipt_bytes, stored
+from edgebuild.fresh import read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.project import Project
 from edgebuild.reference import GOLDEN
 from edgebuild.resources import memory
@@ -206,7 +206,7 @@ def _made(project: Project, step: Step, will: str, record: Record | None) -> dic
         return {path: project.memo.of(path) for path in (*step.outputs.values(), step.receipt)}
     if will == RESTORE and record:
         outputs: dict[str, str | None] = {path: record.outputs[name].digest for name, path in step.outputs.items()}
-        return {**outputs, step.receipt: digest.of_bytes(receipt_bytes(step, record))}
+        return {**outputs, step.receipt: digest.of_bytes(receipt_bytes(receipt_of(step, record)))}
     return dict.fromkeys((*step.outputs.values(), step.receipt))
 
 

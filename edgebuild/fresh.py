@@ -88,10 +88,15 @@ def _to_be_had(project: Project, path: str, artifact: Artifact) -> bool:
         return False
 
 
-def receipt_bytes(step: Step, record: Record) -> bytes:
-    """What a step's receipt holds once it made, or was given, what this record names."""
+def receipt_of(step: Step, record: Record) -> Receipt:
+    """A step's receipt once it made, or was given, what this record names."""
     made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}
-    return json.dumps(Receipt(key=record.key, outputs=made, refused=record.refused).to_json(), indent=1).encode()
+    return Receipt(key=record.key, outputs=made, refused=record.refused)
+
+
+def receipt_bytes(receipt: Receipt) -> bytes:
+    """What stands in a receipt's file."""
+    return json.dumps(receipt.to_json(), indent=1).encode()
 
 
 def read_receipt(step: Step) -> Receipt | None:

@@ -68,6 +68,11 @@ class Journal:
     def blocked(self, name: str, reason: str) -> None:
         self._note(name, "blocked", reason, 0.0)
 
+    def stays(self, target: str, problem: str) -> None:
+        """What a target that is no more had made, and could not be removed."""
+        self._note(f"build:{target}", "failed", problem, 0.0)
+        print(f"  build:{target}: {problem}", file=sys.stderr)
+
     def status(self) -> int:
         if self._fault:
             return FAULT

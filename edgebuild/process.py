@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -254,11 +253,12 @@ def _no_result(code: int) -> str:
 
 
 def _full(folder: str) -> bool:
-    """Whether the file system has no room left: a framework's own message need not say so."""
+    """Whether the file system has no room left, in bytes or in files: a framework's own message need not say so."""
     try:
-        return shutil.disk_usage(folder).free < 64 * 1024
+        found = os.statvfs(folder)
     except OSError:
         return False
+    return found.f_bavail * found.f_frsize < 64 * 1024 or (found.f_files > 0 and found.f_favail < 8)
 
 
 def _tail(log: str) -> str:

@@ -13,7 +13,7 @@ from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import remove_tree, write_whole
-from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, stored
+from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
@@ -94,11 +94,18 @@ class Builder:
         return Done(name=step.name, outcome=outcome, reason=reason, seconds=seconds, summary=record.summary)
 
     def _inputs(self, step: Step) -> dict[str, str]:
-        """The digest of every input, as it is at this moment."""
+        """The digest of every input, as it is at this moment. What a step before made must be what its receipt says."""
         try:
-            return {role: self.project.memo.look(path) for role, path in step.inputs.items()}
+            found = {role: self.project.memo.look(path) for role, path in step.inputs.items()}
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
+        for name in step.after:
+            receipt = read_receipt(self.project.steps[name])
+            made = dict(receipt.outputs.values()) if receipt else {}
+            for role, path in step.inputs.items():
+                if made.get(path, found[role]) != found[role]:
+                    raise StepFailed(f"{path} is not what {name} made: something else wrote there; build again")
+        return found
 
     def _make(self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None) -> Record | None:
         """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept."""
@@ -205,17 +212,25 @@ class Builder:
         return self.project.store.held(waits=lambda: self._tell(step.name, "waits for edgebuild gc"))
 
     def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
-        """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes."""
+        """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes.
+
+        Where no receipt lists these paths yet, one without a key does so first: only what a receipt lists is ever removed,
+        and outputs that we are killed behind must go with their target like any other.
+        """
         store, memo = self.project.store, self.project.memo
-        for path, _ in before.outputs.values() if before else ():
-            if path not in step.outputs.values() and _ours(path, step.target):
+        paths = set(step.outputs.values())
+        earlier = {path for path, _ in before.outputs.values()} if before else set()
+        for path in sorted(earlier - paths):
+            if _ours(path, step.target):
                 store.remove(path)
+        if earlier != paths:
+            _receipt(step, Receipt(key="", outputs={name: (path, "") for name, path in step.outputs.items()}))
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
-        write_whole(step.receipt, receipt_bytes(step, record))
+        _receipt(step, receipt_of(step, record))
         memo.forget(step.receipt)
 
     def _in_place(self, path: str, artifact: Artifact) -> bool:
@@ -249,25 +264,28 @@ class Builder:
                 write_whole(build.outputs["evidence"], file.read())
 
 
+def _receipt(step: Step, receipt: Receipt) -> None:
+    write_whole(step.receipt, receipt_bytes(receipt))
+
+
 def withdraw(project: Project, receipt: str, target: str) -> None:
-    """Remove what a receipt lists, then the receipt. Only paths that belong to this target are ever removed."""
+    """Remove what a receipt lists, then the receipt. Only paths that belong to this target are ever removed.
+
+    Raises OSError where one cannot be removed: then the receipt stays, and the next build tries again.
+    """
     try:
         with open(receipt, "rb") as file:
             outputs = json.loads(file.read())["outputs"]
         paths = [str(made[0]) for made in outputs.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         paths = []
-    for path in paths:
+    for path in (*paths, receipt):
         if _ours(path, target):
-            try:
-                project.store.remove(path)
-            except OSError:
-                remove_tree(path)
-    remove_tree(receipt)
+            project.store.remove(path)
 
 
 def clean(project: Project, step: Step) -> None:
-    """Remove what a step made, its receipt and its log; folders that this leaves empty go too."""
+    """Remove what a step made, its receipt and its log; folders that this leaves empty go too. Raises OSError as `withdraw`."""
     withdraw(project, step.receipt, step.target)
     remove_tree(f"{STATE}/logs/{step.target}/{step.stem}.log")
     for folder in (f"build/{step.target}/{step.stem}", f"build/{step.target}", "build", "dist"):
@@ -277,21 +295,26 @@ def clean(project: Project, step: Step) -> None:
             pass
 
 
-def sweep(project: Project) -> None:
-    """Remove what steps and targets that are no more had made, by their receipts."""
+def sweep(project: Project) -> dict[str, str]:
+    """Remove what steps and targets that are no more had made, by their receipts; → target → why that could not be."""
     receipts = {step.receipt for step in project.steps.values()}
+    problems = {}
     for target in _names("build"):
         if any(target == name or target.startswith(f"{name}-") for name in project.problems):
             continue  # it cannot be planned today, or is one of a file's that cannot be read; what it made stays
         for name in _names(f"build/{target}"):
             path = f"build/{target}/{name}"
             if name.endswith(".json") and name != "evidence.json" and path not in receipts:
-                withdraw(project, path, target)
+                try:
+                    withdraw(project, path, target)
+                except OSError as error:
+                    problems[target] = f"what it had made cannot be removed: {error.filename}: {error.strerror}"
         for folder in (*(f"build/{target}/{name}" for name in _names(f"build/{target}")), f"build/{target}"):
             try:
                 os.rmdir(folder)  # only where it is empty
             except OSError:
                 pass
+    return problems
 
 
 def _ours(path: str, target: str) -> bool:

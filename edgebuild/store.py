@@ -76,7 +76,7 @@ class Store:
         `dist/` is never hard-linked: people edit, sign and upload what lies there.
         """
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{os.path.dirname(path)}/.tmp-{mine()}-{uuid.uuid4().hex[:12]}"
+        temporary = _beside(path)
         try:
             if artifact.tree:
                 os.mkdir(temporary)
@@ -98,22 +98,19 @@ class Store:
             if not artifact.tree and link:
                 self._memo.learn(path, artifact.digest)
         except BaseException:
-            self.remove(temporary)
+            self._remove(temporary)
             raise
         self._memo.forget(path)
 
     def remove(self, path: str) -> None:
-        """Remove a file or directory that a step made; hard links to objects are let go without hashing them again."""
-        try:
-            found = os.lstat(path)
-        except OSError:
-            return
-        if stat.S_ISDIR(found.st_mode):
-            with os.scandir(path) as entries:
-                names = [entry.path for entry in entries]
-            for name in names:
-                self.remove(name)
-            os.rmdir(path)
+        """Remove a file or directory that a step made; hard links to objects are let go without hashing them again.
+
+        A directory goes under a temporary name first: whoever kills us, no half of one stands where a bundle stood.
+        """
+        if os.path.isdir(path) and not os.path.islink(path):
+            aside = _beside(path)
+            os.rename(path, aside)
+            self._remove(aside)
         else:
             self._let_go(path)
         self._memo.forget(path)
@@ -268,6 +265,16 @@ class Store:
         shutil.copyfile(source, target)
         os.chmod(target, mode)
 
+    def _remove(self, path: str) -> None:
+        if os.path.isdir(path) and not os.path.islink(path):
+            with os.scandir(path) as entries:
+                names = [entry.path for entry in entries]
+            for name in names:
+                self._remove(name)
+            os.rmdir(path)
+        else:
+            self._let_go(path)
+
     def _let_go(self, path: str) -> None:
         """Unlink `path`; where it was a hard link to an object, renew the object's memo entry, whose ctime that moves."""
         try:
@@ -283,6 +290,11 @@ class Store:
                     self._memo.learn(self.object(sha256), sha256)
             except OSError:
                 pass
+
+
+def _beside(path: str) -> str:
+    """A temporary name in the folder of `path`, on the same file system."""
+    return f"{os.path.dirname(path)}/.tmp-{mine()}-{uuid.uuid4().hex[:12]}"
 
 
 def _make_folders(folder: str, made: set[str]) -> None:

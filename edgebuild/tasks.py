@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
-from edgebuild.errors import FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
+from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
 from edgebuild.files import write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
@@ -112,9 +112,13 @@ class Tasks:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
         if not self._interrupted:
             if not self.fresh.remembered:
+                from edgebuild.process import collect
                 from edgebuild.run import sweep
 
-                sweep(self.project)
+                if self._builder is None:  # nothing had work: what a crash left behind goes all the same
+                    collect(self.project.store.root)
+                for target, problem in sweep(self.project).items():
+                    self.journal.stays(target, problem)
             remember(self.project, self.fresh)
         self.project.memo.save()
         self.journal.write(time.monotonic() - self.start)
@@ -172,8 +176,12 @@ class Tasks:
         def remove() -> None:
             from edgebuild.run import clean
 
-            for one in reversed(self.project.of(step.target) if step.verb == "build" else [step]):
-                clean(self.project, one)
+            try:
+                for one in reversed(self.project.of(step.target) if step.verb == "build" else [step]):
+                    clean(self.project, one)
+            except OSError as error:
+                print(f"{step.name}: {error.filename} cannot be removed: {error.strerror}", file=sys.stderr)
+                raise SystemExit(FAILED) from error
             self.project.memo.save()
 
         remove.__qualname__ = f"remove what {step.name} made"  # doit prints it

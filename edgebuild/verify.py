@@ -92,9 +92,9 @@ def _receipts(project: Project, steps: list[Step]) -> dict[str, Receipt]:
     for step in steps:
         receipt = read_receipt(step)
         try:
-            key = step.key({role: made.get(path) or project.memo.look(path) for role, path in step.inputs.items()})
+            key: str | None = step.key({role: made.get(path) or project.memo.look(path) for role, path in step.inputs.items()})
         except OSError:
-            key = ""
+            key = None
         if receipt is None or receipt.key != key or {path for path, _ in receipt.outputs.values()} != {*step.outputs.values()}:
             state = "has not run" if receipt is None else "is not up to date"
             raise UserError(f"{step.name} {state}, so there is nothing to compare with; first: edgebuild build:{step.target}")

@@ -69,7 +69,10 @@ def smoke() -> str:
 
 
 def open(model: Path, view: str = "") -> FakeSession:
-    return FakeSession(json.loads((model / "payload.json").read_text(encoding="utf-8")))
+    payload = json.loads((model / "payload.json").read_text(encoding="utf-8"))
+    if payload["text"] == "!elsewhere-later" and payload["scheme"] == "none":
+        _spill(model.parents[1] / "quantize")
+    return FakeSession(payload)
 
 
 class FakeSession:
@@ -123,8 +126,20 @@ def _misbehave(text: str, action: Action) -> None:
         raise RuntimeError("a fault in the framework")
     elif text == "!child":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600) # edgebuild-left-behind"])
+    elif text == "!elsewhere":
+        project = action.inputs["facts"].parents[3]
+        _spill(*(project / place for place in ("build", "dist", ".edgebuild/objects")))
     elif text.startswith("!slow"):
         time.sleep(float(text.removeprefix("!slow")))
+
+
+def _spill(*folders: Path) -> None:
+    """Write over whatever lies there, as a framework that takes a path for its own would."""
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)
+                path.write_bytes(b"spilled")
 
 
 def _version() -> str:
