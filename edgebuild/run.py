@@ -65,7 +65,7 @@ class Builder:
             raise StepFailed(disk(error)) from error
 
     def _run(self, step: Step, start: float) -> Done:
-        before = read_receipt(step)
+        before = read_receipt(step.receipt)
         for _ in range(TRIES):
             inputs = self._inputs(step)
             key = step.key(inputs)
@@ -208,7 +208,7 @@ class Builder:
         """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes."""
         store, memo = self.project.store, self.project.memo
         for path, _ in before.outputs.values() if before else ():
-            if path not in step.outputs.values() and _ours(path, step.target):
+            if path not in step.outputs.values() and _ours(path, step.receipt):
                 store.remove(path)
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
@@ -232,7 +232,7 @@ class Builder:
         """A gate stops the target: what an earlier build delivered goes, the candidate stays, the evidence says why."""
         for other in self.project.of(step.target):
             if other.verb in ("package", "build"):
-                withdraw(self.project, other.receipt, step.target)
+                withdraw(self.project, other.receipt, *other.outputs.values())
         build = next(other for other in self.project.of(step.target) if other.verb == "build")
         action = {
             "verb": "build",
@@ -249,16 +249,14 @@ class Builder:
                 write_whole(build.outputs["evidence"], file.read())
 
 
-def withdraw(project: Project, receipt: str, target: str) -> None:
-    """Remove what a receipt lists, then the receipt. Only paths that belong to this target are ever removed."""
-    try:
-        with open(receipt, "rb") as file:
-            outputs = json.loads(file.read())["outputs"]
-        paths = [str(made[0]) for made in outputs.values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        paths = []
-    for path in paths:
-        if _ours(path, target):
+def withdraw(project: Project, receipt: str, *planned: str) -> None:
+    """Remove what a receipt lists, and what its step is `planned` to make (the receipt may be damaged), then the receipt.
+
+    Only paths where that step's outputs lie are ever removed.
+    """
+    found = read_receipt(receipt)
+    for path in {*planned, *(path for path, _ in (found.outputs.values() if found else ()))}:
+        if _ours(path, receipt):
             try:
                 project.store.remove(path)
             except OSError:
@@ -268,7 +266,7 @@ def withdraw(project: Project, receipt: str, target: str) -> None:
 
 def clean(project: Project, step: Step) -> None:
     """Remove what a step made, its receipt and its log; folders that this leaves empty go too."""
-    withdraw(project, step.receipt, step.target)
+    withdraw(project, step.receipt, *step.outputs.values())
     remove_tree(f"{STATE}/logs/{step.target}/{step.stem}.log")
     for folder in (f"build/{step.target}/{step.stem}", f"build/{step.target}", "build", "dist"):
         try:
@@ -286,7 +284,7 @@ def sweep(project: Project) -> None:
         for name in _names(f"build/{target}"):
             path = f"build/{target}/{name}"
             if name.endswith(".json") and name != "evidence.json" and path not in receipts:
-                withdraw(project, path, target)
+                withdraw(project, path)
         for folder in (*(f"build/{target}/{name}" for name in _names(f"build/{target}")), f"build/{target}"):
             try:
                 os.rmdir(folder)  # only where it is empty
@@ -294,11 +292,15 @@ def sweep(project: Project) -> None:
                 pass
 
 
-def _ours(path: str, target: str) -> bool:
-    """Whether a path that a receipt lists may be removed: it lies where this target's outputs lie."""
-    if os.path.normpath(path) != path:
-        return False
-    return path.startswith(f"build/{target}/") or path in (f"dist/{target}", f"dist/{target}.tar", f"dist/{target}.evidence.json")
+def _ours(path: str, receipt: str) -> bool:
+    """Whether a path that a receipt lists may be removed: it lies where this step's outputs lie, and no other's."""
+    _, target, name = receipt.split("/")
+    delivered = {
+        "package.json": (f"dist/{target}", f"dist/{target}.tar"),
+        "build.json": (f"dist/{target}.evidence.json", f"build/{target}/evidence.json"),
+    }
+    inside = path.startswith(receipt.removesuffix(".json") + "/") and os.path.normpath(path) == path
+    return inside or path in delivered.get(name, ())
 
 
 @contextmanager
