@@ -108,6 +108,27 @@ class Tasks:
                 self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
             return self._builder
 
+    def begin(self) -> None:
+        """Before the first step is judged: of two builds of one project the second waits, so that no two write one output.
+
+        The system takes the lock back from who is killed. Where it cannot be written, the first step says so.
+        """
+        if self.fresh.remembered:
+            return
+        from filelock import FileLock, Timeout
+
+        self._turn = FileLock(f"{STATE}/build.lock", is_singleton=False)
+        try:
+            os.makedirs(STATE, exist_ok=True)
+            try:
+                self._turn.acquire(timeout=0)
+            except Timeout:
+                print("waits for another build of this project", flush=True)
+                self._turn.acquire()
+                self.project.memo.forget_all()
+        except OSError:
+            pass
+
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
         if not self._interrupted:
@@ -230,6 +251,7 @@ class _Reporter:
             if name not in wanted:
                 wanted.add(name)
                 waiting.extend(tasks[name].task_dep)
+        self._tasks.begin()
         self._journal.expect(sum(1 for name in wanted if ":" in name and tasks[name].actions))
 
     def add_failure(self, task: Any, fail: Any) -> None:

@@ -1,6 +1,6 @@
 """What edgebuild keeps, damaged in every way that leaves a file system valid: nothing wrong is ever served.
 
-    python -m tests.sweeps.corruption [--count N] [--seed N] [--only KIND]
+    python -m tests.sweeps.corruption [--count N] [--seed N] [--only KIND] [--by DAMAGE] [--without GUARD]
 
 After each damage: a build, an edit with a build, the edit undone with a build; each must end well, without a traceback,
 with what a clean build makes. One trial in ten goes through the real command, one in four has two damages.
@@ -24,6 +24,7 @@ from typing import Any
 from edgebuild.errors import EdgebuildError
 from tests.conftest import TARGET, Lab, make_lab
 from tests.sweeps.audit import Contents, contents, leftovers
+from tests.sweeps.trust import GUARDS
 
 BIN = Path(sys.executable).parent
 STATES = (
@@ -166,8 +167,8 @@ NEEDS_ANOTHER = ("link to another", "copy of another", "swap")
 ONLY = {"file for its folder": ("object", "record"), "another meaning": ("record", "receipt", "memo", "plan", "no-op")}
 
 
-def sweep(count: int, seed: int, only: str = "", first: bool = False, commands: bool = True) -> Report:
-    """`count` trials. `only`: one kind of victim; `first`: end at the first wrong one; `commands`: some through processes."""
+def sweep(count: int, seed: int, only: str = "", by: str = "", first: bool = False, commands: bool = True) -> Report:
+    """`count` trials. `only`: one kind of victim; `by`: one kind of damage; `first`: end at the first wrong one; `commands`: some through processes."""
     rng, report, start = random.Random(seed), Report(), time.monotonic()
     home = os.getcwd()
     with tempfile.TemporaryDirectory() as place:
@@ -177,7 +178,7 @@ def sweep(count: int, seed: int, only: str = "", first: bool = False, commands: 
             _build(lab, number, False)
         for trial in range(count):
             _build(lab, state, False)
-            done = [damage(lab.root, rng, only) for _ in range(1 + (rng.random() < 0.25))]
+            done = [damage(lab.root, rng, only, by) for _ in range(1 + (rng.random() < 0.25))]
             report.trials.update(done)
             by_command = commands and rng.random() < 0.1
             report.commands += by_command
@@ -197,18 +198,16 @@ def sweep(count: int, seed: int, only: str = "", first: bool = False, commands: 
     return report
 
 
-def damage(root: Path, rng: random.Random, only: str = "") -> tuple[str, str]:
+def damage(root: Path, rng: random.Random, only: str = "", by: str = "") -> tuple[str, str]:
     """Damage one file of a kind, in one way. → (victim, damage)"""
-    while True:
+    for _ in range(1000):
         victim = only or rng.choice(list(PLACES))
         paths = sorted(path for pattern in PLACES[victim] for path in root.glob(pattern) if path.is_file())
-        how = rng.choice([name for name in DAMAGES if victim in ONLY.get(name, PLACES)])
-        if not paths and not only:
-            continue
+        how = by or rng.choice([name for name in DAMAGES if victim in ONLY.get(name, PLACES)])
         if not paths:
-            return victim, "nothing there"
+            continue
         path = rng.choice(paths)
-        others = [other for other in paths if other != path and not other.is_relative_to(path)]
+        others = [other for other in paths if other != path]
         if victim in ("memo", "no-op"):  # their like: other files that edgebuild keeps in one piece
             others = sorted(other for other in (root / ".edgebuild").glob("*.json") if other != path)
         if how in NEEDS_ANOTHER and not others:
@@ -218,6 +217,7 @@ def damage(root: Path, rng: random.Random, only: str = "") -> tuple[str, str]:
         except (ValueError, OSError):
             continue  # damaged by the damage before: no JSON any more
         return victim, how
+    raise SystemExit(f"nothing to damage: {only} by {by}")
 
 
 def _fresh_lab(root: Path, state: int) -> Lab:
@@ -257,7 +257,9 @@ def _build(lab: Lab, state: int, by_command: bool) -> list[str]:
 def _compare(root: Path, clean: Contents) -> list[str]:
     now = contents(root)
     differ = sorted(path for path in now.keys() | clean.keys() if now.get(path) != clean.get(path))
-    return [f"{path} is {'missing' if path not in now else 'not what a clean build makes'}" for path in differ] + list(leftovers(root))
+    return [f"{path} is {'missing' if path not in now else 'not what a clean build makes'}" for path in differ] + list(
+        leftovers(root)
+    )
 
 
 def _in_place(path: Path, data: bytes) -> None:
@@ -287,8 +289,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=list(PLACES), default="")
+    parser.add_argument("--by", choices=list(DAMAGES), default="")
+    parser.add_argument("--without", choices=list(GUARDS), help="a negative control: ends at the first wrong trial")
     given = parser.parse_args()
-    report = sweep(given.count, given.seed, given.only)
+    if given.without:
+        GUARDS[given.without]()
+    report = sweep(given.count, given.seed, given.only, given.by, first=bool(given.without), commands=not given.without)
     for line in report.wrong:
         print(line)
     by_victim: Counter[str] = Counter()
