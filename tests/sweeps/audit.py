@@ -44,7 +44,9 @@ def receipts(root: Path) -> dict[str, dict[str, str]]:
     found = {}
     for path in (root / "build").glob("*/*.json"):
         if path.name != "evidence.json":
-            found[str(path.relative_to(root))] = {str(made[0]): str(made[1]) for made in json.loads(path.read_text())["outputs"].values()}
+            found[str(path.relative_to(root))] = {
+                str(made[0]): str(made[1]) for made in json.loads(path.read_text())["outputs"].values()
+            }
     return found
 
 
