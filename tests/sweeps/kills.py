@@ -134,7 +134,10 @@ def sweep(count: int, seed: int, guard: str = "", first: bool = False) -> Report
                     f"{report.hits.total()} kills hit, {len(report.wrong)} wrong, {time.monotonic() - start:.0f} s",
                     file=sys.stderr,
                 )
-            report.wrong += [f"seed {seed} kill {report.hits.total()} of {who}: {problem}" for problem in problems[:4]]
+            found = [f"seed {seed} kill {report.hits.total()} of {who}: {problem}" for problem in problems[:4]]
+            report.wrong += found
+            for line in found:
+                print(line, file=sys.stderr)
     report.seconds = time.monotonic() - start
     return report
 
@@ -236,8 +239,6 @@ def main() -> int:
     parser.add_argument("--without", choices=list(GUARDS), default="", help="a negative control: ends at the first wrong one")
     given = parser.parse_args()
     report = sweep(given.count, given.seed, given.without, first=bool(given.without))
-    for line in report.wrong:
-        print(line)
     print(
         f"{report.hits.total()} kills hit ({', '.join(f'{who} {times}' for who, times in sorted(report.hits.items()))}), "
         f"{report.late} came too late, {report.reverts} reverts, {report.under} edits under a build, "
