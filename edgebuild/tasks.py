@@ -100,18 +100,18 @@ class Tasks:
         """Made when the first step has work: a no-op imports nothing of it."""
         with self._lock:  # under -n, two threads may come here at once
             if self._builder is None:
-                from edgebuild.process import Workers, collect
+                from edgebuild.process import Workers
                 from edgebuild.run import Builder
 
                 self._workers = Workers(moved=self.journal.moved)
-                collect(self.project.store.root)
                 self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
             return self._builder
 
     def begin(self) -> None:
         """Before the first step is judged: of two builds of one project the second waits, so that no two write one output.
 
-        The system takes the lock back from who is killed. Where it cannot be written, the first step says so.
+        The system takes the lock back from who is killed. Where it cannot be written, the first step says so. Then what an
+        earlier crash left behind is collected, even if it left nothing to do.
         """
         if self.fresh.remembered:
             return
@@ -128,6 +128,9 @@ class Tasks:
                 self.project.memo.forget_all()
         except OSError:
             pass
+        from edgebuild.process import collect
+
+        collect(self.project.store.root)
 
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
