@@ -96,6 +96,7 @@ def objects_under_a_temporary_name() -> None:
                 file.write(piece)
                 file.flush()
                 time.sleep(0.1)
+        os.chmod(target, 0o444)
         os.unlink(path)
 
     Store._rename_in = rename_in  # type: ignore[method-assign]
