@@ -1,6 +1,5 @@
 """Step → what it made: key → record in the store: restore; else a worker, then publish. Also what must go from `dist/`."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
