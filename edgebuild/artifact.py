@@ -1,8 +1,14 @@
-"""What steps make and what a step leaves behind: artifacts, receipts, records. Plain data, no I/O."""
+"""What steps make and what a step leaves behind: artifacts, receipts, records. Plain data, no I/O.
+
+Receipts and records carry a seal, the digest of all else that they say: one that was damaged is none. It holds against
+accidents, not against somebody who writes a seal too.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from edgebuild import digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +29,8 @@ class Receipt:
     refused: str = ""  # why what follows must not run (a gate that fails), else empty
 
     def to_json(self) -> dict[str, Any]:
-        return {"key": self.key, "outputs": {name: list(made) for name, made in self.outputs.items()}, "refused": self.refused}
+        outputs = {name: list(made) for name, made in self.outputs.items()}
+        return _sealed("receipt", {"key": self.key, "outputs": outputs, "refused": self.refused})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +61,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         outputs = {name: {"digest": made.digest, "tree": made.tree, "size": made.size} for name, made in self.outputs.items()}
-        return {
+        content = {
             "key": self.key,
             "name": self.name,
             "outputs": outputs,
@@ -67,16 +74,19 @@ class Record:
             "host": dict(self.host),
             "log": self.log,
         }
+        return _sealed("record", content)
 
 
 def receipt_from_json(data: Any) -> Receipt:
-    """Raises KeyError, TypeError or ValueError where `data` is no receipt: then there is none."""
+    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no receipt, whole: then there is none."""
+    _check_seal("receipt", data)
     outputs = {str(name): (str(made[0]), str(made[1])) for name, made in data["outputs"].items()}
     return Receipt(key=str(data["key"]), outputs=outputs, refused=str(data.get("refused", "")))
 
 
 def record_from_json(data: Any) -> Record:
-    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no record: then there is none."""
+    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no record, whole: then there is none."""
+    _check_seal("record", data)
     outputs = {
         str(name): Artifact(digest=str(made["digest"]), tree=bool(made["tree"]), size=int(made["size"]))
         for name, made in data["outputs"].items()
@@ -94,3 +104,13 @@ def record_from_json(data: Any) -> Record:
         host=dict(data["host"]),
         log=str(data["log"]),
     )
+
+
+def _sealed(kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {**content, "seal": digest.tagged(kind, content)}
+
+
+def _check_seal(kind: str, data: Any) -> None:
+    content = {name: value for name, value in data.items() if name != "seal"}
+    if data["seal"] != digest.tagged(kind, content):
+        raise ValueError(f"a {kind} that was damaged")

@@ -8,6 +8,7 @@ import json
 import os
 from argparse import ArgumentParser
 
+from edgebuild.files import unsealed
 from edgebuild.noop import STATE
 from edgebuild.step import VERBS
 
@@ -74,7 +75,7 @@ def names() -> list[str]:
     files = {name.removesuffix(".yaml"): f"targets/{name}" for name in _listdir("targets") if name.endswith(".yaml")}
     try:
         with open(f"{STATE}/plan.json", "rb") as file:
-            cached = json.loads(file.read())
+            cached = json.loads(unsealed(file.read()))
         planned = {*map(str, cached["targets"]), *map(str, cached["problems"])}
         made = os.stat(f"{STATE}/plan.json").st_mtime
         young = {name for name, path in files.items() if os.stat(path).st_mtime > made}

@@ -49,7 +49,7 @@ def _state(project: Project, fresh: Fresh, step: Step) -> State:
         inputs = {role: project.memo.of(path) for role, path in step.inputs.items()}
     except OSError as error:
         return State(name=step.name, state="waiting", reason=f"for {', '.join(waits) or error.filename}")
-    receipt = read_receipt(step)
+    receipt = read_receipt(step.receipt)
     changed = receipt is None or receipt.key != step.key(inputs)
     if waits and not changed:
         return State(name=step.name, state="waiting", reason=f"for {', '.join(waits)}")

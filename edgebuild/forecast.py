@@ -112,7 +112,7 @@ def forecast(project: Project, target: str) -> Forecast:
             verb=step.verb,
             state=state.state,
             will=will,
-            ran=read_receipt(step) is not None,
+            ran=read_receipt(step.receipt) is not None,
             reason=state.reason,
             makes=_makes(record, expected.get((step.stem, "makes"))),
             memory=_memory(record, expected.get((step.stem, "memory"))),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
-from edgebuild.files import write_whole
+from edgebuild.files import sealed, write_whole
 from edgebuild.memo import parts
 from edgebuild.noop import NOTE, Signature, racy, recall, signature
 from edgebuild.project import Project
@@ -53,7 +53,7 @@ class Fresh:
     def _judge(self, step: Step) -> bool:
         if not all(self(self._project.steps[name]) for name in step.after):
             return False
-        receipt = read_receipt(step)
+        receipt = read_receipt(step.receipt)
         if receipt is None or receipt.refused or receipt.outputs.keys() != step.outputs.keys():
             return False
         memo = self._project.memo
@@ -99,10 +99,10 @@ def receipt_bytes(receipt: Receipt) -> bytes:
     return json.dumps(receipt.to_json(), indent=1).encode()
 
 
-def read_receipt(step: Step) -> Receipt | None:
+def read_receipt(path: str) -> Receipt | None:
     """A step's receipt, or None where there is none that can be read."""
     try:
-        with open(step.receipt, "rb") as file:
+        with open(path, "rb") as file:
             return receipt_from_json(json.loads(file.read()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
@@ -128,7 +128,7 @@ def remember(project: Project, fresh: Fresh) -> None:
         return
     note = {"identity": project.identity(), "seen": seen, "steps": [step.name for step in steps if step.verb != "build"]}
     try:
-        write_whole(NOTE, json.dumps(note, separators=(",", ":")).encode())
+        write_whole(NOTE, sealed(json.dumps(note, separators=(",", ":")).encode()))
     except OSError:
         pass  # costs time only
 

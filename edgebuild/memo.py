@@ -1,5 +1,8 @@
 """The stat memo: a file's sha256 is not computed again while its (mtime, ctime, size) stay. Losing it costs time only.
 
+So it trusts the kernel: that no write leaves a file's ctime as it is. What rots on the medium below the file system it
+does not see, nor a memo forged with its seal.
+
 Entries are by (device, inode), so that hard links share one and a moved checkout keeps all. Within a run the digest of
 a path is looked up once; `forget` drops what a step that ran has touched.
 """
@@ -10,7 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from edgebuild import digest
-from edgebuild.files import write_whole
+from edgebuild.files import sealed, unsealed, write_whole
 from edgebuild.noop import racy
 from edgebuild.step import SOURCES
 
@@ -34,7 +37,7 @@ class Memo:
             self._loaded = {}
             try:
                 with open(self._path, "rb") as file:
-                    known = json.loads(file.read())
+                    known = json.loads(unsealed(file.read()))
                 if isinstance(known, dict):
                     self._loaded = known
             except (OSError, ValueError):
@@ -111,7 +114,7 @@ class Memo:
         if len(self._known) > LIMIT:
             self._loaded = {key: value for key, value in self._known.items() if key in self._used}
         try:
-            write_whole(self._path, json.dumps(self._known, separators=(",", ":")).encode())
+            write_whole(self._path, sealed(json.dumps(self._known, separators=(",", ":")).encode()))
         except OSError:
             pass
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 from edgebuild import __version__, machine, shipped
+from edgebuild.files import unsealed
 
 STATE = ".edgebuild"
 NOTE = f"{STATE}/noop.json"
@@ -47,7 +48,7 @@ def recall(who: list[object]) -> list[str] | None:
     """The names of the steps, all of them fresh, where nothing that this was read from has moved; else None."""
     try:
         with open(NOTE, "rb") as file:
-            note = json.loads(file.read())
+            note = json.loads(unsealed(file.read()))
         if note["identity"] == who and not moved(note["seen"]):
             return [str(name) for name in note["steps"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

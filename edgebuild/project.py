@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, shipped
-from edgebuild.files import write_whole
+from edgebuild.files import sealed, unsealed, write_whole
 from edgebuild.memo import Memo
 from edgebuild.noop import STATE, Signature, identity, moved, racy, signature
 from edgebuild.step import Step
@@ -45,7 +45,7 @@ class Project:
         if self._recipes is None:
             try:
                 with open(f"{STATE}/recipes.json", "rb") as file:
-                    self._recipes = json.loads(file.read())
+                    self._recipes = json.loads(unsealed(file.read()))
             except (OSError, ValueError):
                 self._recipes = {}
         if any(step.recipe not in self._recipes for step in self.steps.values()):
@@ -73,7 +73,7 @@ class Project:
     def _load(self) -> bool:
         try:
             with open(f"{STATE}/plan.json", "rb") as file:
-                cached = json.loads(file.read())
+                cached = json.loads(unsealed(file.read()))
             if cached["identity"] != self.identity() or moved(cached["guards"]):
                 return False
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
@@ -124,9 +124,9 @@ class Project:
             "steps": steps,
         }
         try:
-            write_whole(f"{STATE}/recipes.json", json.dumps(self._recipes, separators=(",", ":")).encode())
+            write_whole(f"{STATE}/recipes.json", sealed(json.dumps(self._recipes, separators=(",", ":")).encode()))
             if not any(racy(found) for found in self.guards.values() if found):
-                write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
+                write_whole(f"{STATE}/plan.json", sealed(json.dumps(cached, separators=(",", ":")).encode()))
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
 

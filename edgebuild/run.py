@@ -1,6 +1,5 @@
 """Step → what it made: key → record in the store: restore; else a worker, then publish. Also what must go from `dist/`."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +64,7 @@ class Builder:
             raise StepFailed(disk(error)) from error
 
     def _run(self, step: Step, start: float) -> Done:
-        before = read_receipt(step)
+        before = read_receipt(step.receipt)
         for _ in range(TRIES):
             inputs = self._inputs(step)
             key = step.key(inputs)
@@ -100,7 +99,7 @@ class Builder:
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
         for name in step.after:
-            receipt = read_receipt(self.project.steps[name])
+            receipt = read_receipt(self.project.steps[name].receipt)
             made = dict(receipt.outputs.values()) if receipt else {}
             for role, path in step.inputs.items():
                 if made.get(path, found[role]) != found[role]:
@@ -221,7 +220,7 @@ class Builder:
         paths = set(step.outputs.values())
         earlier = {path for path, _ in before.outputs.values()} if before else set()
         for path in sorted(earlier - paths):
-            if _ours(path, step.target):
+            if _ours(path, step.receipt):
                 store.remove(path)
         if earlier != paths:
             _receipt(step, Receipt(key="", outputs={name: (path, "") for name, path in step.outputs.items()}))
@@ -247,7 +246,7 @@ class Builder:
         """A gate stops the target: what an earlier build delivered goes, the candidate stays, the evidence says why."""
         for other in self.project.of(step.target):
             if other.verb in ("package", "build"):
-                withdraw(self.project, other.receipt, step.target)
+                withdraw(self.project, other.receipt, *other.outputs.values())
         build = next(other for other in self.project.of(step.target) if other.verb == "build")
         action = {
             "verb": "build",
@@ -268,25 +267,23 @@ def _receipt(step: Step, receipt: Receipt) -> None:
     write_whole(step.receipt, receipt_bytes(receipt))
 
 
-def withdraw(project: Project, receipt: str, target: str) -> None:
-    """Remove what a receipt lists, then the receipt. Only paths that belong to this target are ever removed.
+def withdraw(project: Project, receipt: str, *planned: str) -> None:
+    """Remove what a receipt lists, and what its step is `planned` to make (the receipt may be damaged), then the receipt.
 
-    Raises OSError where one cannot be removed: then the receipt stays, and the next build tries again.
+    Only paths where that step's outputs lie are ever removed. Raises OSError where one cannot be: then the receipt stays, and
+    the next build tries again.
     """
-    try:
-        with open(receipt, "rb") as file:
-            outputs = json.loads(file.read())["outputs"]
-        paths = [str(made[0]) for made in outputs.values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        paths = []
-    for path in (*paths, receipt):
-        if _ours(path, target):
+    found = read_receipt(receipt)
+    listed = [path for path, _ in found.outputs.values()] if found else []
+    for path in sorted({*planned, *listed}):
+        if _ours(path, receipt):
             project.store.remove(path)
+    project.store.remove(receipt)
 
 
 def clean(project: Project, step: Step) -> None:
     """Remove what a step made, its receipt and its log; folders that this leaves empty go too. Raises OSError as `withdraw`."""
-    withdraw(project, step.receipt, step.target)
+    withdraw(project, step.receipt, *step.outputs.values())
     remove_tree(f"{STATE}/logs/{step.target}/{step.stem}.log")
     for folder in (f"build/{step.target}/{step.stem}", f"build/{step.target}", "build", "dist"):
         try:
@@ -306,7 +303,7 @@ def sweep(project: Project) -> dict[str, str]:
             path = f"build/{target}/{name}"
             if name.endswith(".json") and name != "evidence.json" and path not in receipts:
                 try:
-                    withdraw(project, path, target)
+                    withdraw(project, path)
                 except OSError as error:
                     problems[target] = f"what it had made cannot be removed: {error.filename}: {error.strerror}"
         for folder in (*(f"build/{target}/{name}" for name in _names(f"build/{target}")), f"build/{target}"):
@@ -317,11 +314,15 @@ def sweep(project: Project) -> dict[str, str]:
     return problems
 
 
-def _ours(path: str, target: str) -> bool:
-    """Whether a path that a receipt lists may be removed: it lies where this target's outputs lie."""
-    if os.path.normpath(path) != path:
-        return False
-    return path.startswith(f"build/{target}/") or path in (f"dist/{target}", f"dist/{target}.tar", f"dist/{target}.evidence.json")
+def _ours(path: str, receipt: str) -> bool:
+    """Whether a path that a receipt lists may be removed: it lies where this step's outputs lie, and no other's."""
+    _, target, name = receipt.split("/")
+    delivered = {
+        "package.json": (f"dist/{target}", f"dist/{target}.tar"),
+        "build.json": (f"dist/{target}.evidence.json", f"build/{target}/evidence.json"),
+    }
+    inside = path.startswith(receipt.removesuffix(".json") + "/") and os.path.normpath(path) == path
+    return inside or path in delivered.get(name, ())
 
 
 @contextmanager

@@ -242,6 +242,8 @@ class Store:
 
     def _rename_in(self, path: str, target: str) -> None:
         folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            remove_tree(folder)  # a file or a link to nothing where a folder of ours should be is damage
         os.makedirs(folder, exist_ok=True)
         if os.path.isdir(target) and not os.path.islink(target):
             remove_tree(target)  # a folder where an object should be is damage

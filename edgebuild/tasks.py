@@ -100,23 +100,44 @@ class Tasks:
         """Made when the first step has work: a no-op imports nothing of it."""
         with self._lock:  # under -n, two threads may come here at once
             if self._builder is None:
-                from edgebuild.process import Workers, collect
+                from edgebuild.process import Workers
                 from edgebuild.run import Builder
 
                 self._workers = Workers(moved=self.journal.moved)
-                collect(self.project.store.root)
                 self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
             return self._builder
+
+    def begin(self) -> None:
+        """Before the first step is judged: of two builds of one project the second waits, so that no two write one output.
+
+        The system takes the lock back from who is killed. Where it cannot be written, the first step says so. Then what an
+        earlier crash left behind is collected, even if it left nothing to do.
+        """
+        if self.fresh.remembered:
+            return
+        from filelock import FileLock, Timeout
+
+        self._turn = FileLock(f"{STATE}/build.lock", is_singleton=False)
+        try:
+            os.makedirs(STATE, exist_ok=True)
+            try:
+                self._turn.acquire(timeout=0)
+            except Timeout:
+                print("waits for another build of this project", flush=True)
+                self._turn.acquire()
+                self.project.memo.forget_all()
+        except OSError:
+            pass
+        from edgebuild.process import collect
+
+        collect(self.project.store.root)
 
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
         if not self._interrupted:
             if not self.fresh.remembered:
-                from edgebuild.process import collect
                 from edgebuild.run import sweep
 
-                if self._builder is None:  # nothing had work: what a crash left behind goes all the same
-                    collect(self.project.store.root)
                 for target, problem in sweep(self.project).items():
                     self.journal.stays(target, problem)
             remember(self.project, self.fresh)
@@ -238,6 +259,7 @@ class _Reporter:
             if name not in wanted:
                 wanted.add(name)
                 waiting.extend(tasks[name].task_dep)
+        self._tasks.begin()
         self._journal.expect(sum(1 for name in wanted if ":" in name and tasks[name].actions))
 
     def add_failure(self, task: Any, fail: Any) -> None:

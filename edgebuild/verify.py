@@ -90,7 +90,7 @@ def _receipts(project: Project, steps: list[Step]) -> dict[str, Receipt]:
     found: dict[str, Receipt] = {}
     made: dict[str, str] = {}
     for step in steps:
-        receipt = read_receipt(step)
+        receipt = read_receipt(step.receipt)
         try:
             key: str | None = step.key({role: made.get(path) or project.memo.look(path) for role, path in step.inputs.items()})
         except OSError:

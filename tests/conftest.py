@@ -11,11 +11,11 @@ import pytest
 from edgebuild import digest, worker
 from edgebuild.backends import fake
 from edgebuild.errors import StepFailed
-from edgebuild.fresh import Fresh
+from edgebuild.fresh import Fresh, remember
 from edgebuild.memo import Memo
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
-from edgebuild.run import Builder
+from edgebuild.run import Builder, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1
@@ -51,8 +51,11 @@ class Lab:
         self.root = root
         self.performed: list[str] = []
 
-    def build(self, names: list[str] | None = None) -> dict[str, str]:
-        """Build as doit would, one after another; → step → outcome (`fresh`, `ran`, `restored`, `failed`, `blocked`)."""
+    def build(self, names: list[str] | None = None, remembers: bool = False) -> dict[str, str]:
+        """Build as doit would, one after another; → step → outcome (`fresh`, `ran`, `restored`, `failed`, `blocked`).
+
+        `remembers`: a verdict that all is fresh is kept, and what is no more is swept, as the real command does.
+        """
         os.chdir(self.root)
         project = Project()
         fresh = Fresh(project)
@@ -70,6 +73,9 @@ class Lab:
                     outcomes[step.name] = builder.run(step).outcome
                 except StepFailed:
                     outcomes[step.name] = "failed"
+        if remembers:
+            sweep(project)
+            remember(project, fresh)
         project.memo.save()
         return outcomes
 

@@ -167,6 +167,17 @@ def test_interrupt(lab: Lab, number: signal.Signals, options: list[str]) -> None
     assert not list(workers.iterdir())
 
 
+def test_what_a_crash_at_the_very_end_left_behind_is_collected(lab: Lab) -> None:
+    """All steps were done, so that the next build has no work; yet it is no no-op by stats alone."""
+    run(lab)
+    state = lab.root / ".edgebuild"
+    (state / "noop.json").unlink(missing_ok=True)
+    (state / ".tmp-999999999.1-abc").write_text("half a file")
+    (state / "tmp" / "999999999.1-abc").mkdir()
+    assert "9 up to date" in run(lab).stdout
+    assert not [path for path in state.rglob("*") if "999999999" in path.name]
+
+
 def test_parallel_builds_do_the_work_once(lab: Lab) -> None:
     write_model(lab.root / "model.gguf", "!slow1")
     builds = [

@@ -182,7 +182,7 @@ def without_inputs(patch: pytest.MonkeyPatch) -> None:
 
 def without_output_check(patch: pytest.MonkeyPatch) -> None:
     def judge(self: fresh_module.Fresh, step: Step) -> bool:
-        receipt = fresh_module.read_receipt(step)
+        receipt = fresh_module.read_receipt(step.receipt)
         project = self._project
         before = all(self(project.steps[name]) for name in step.after)
         return before and receipt is not None and receipt.key == fresh_module.key_now(project, step)

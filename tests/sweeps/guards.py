@@ -90,7 +90,7 @@ def receipts_list_what_is_to_come() -> None:
 
 def outputs_held_against_their_receipt() -> None:
     def judge(self: Fresh, step: Any) -> bool:
-        receipt = read_receipt(step)
+        receipt = read_receipt(step.receipt)
         before = all(self(self._project.steps[name]) for name in step.after)
         return before and receipt is not None and not receipt.refused and receipt.key == key_now(self._project, step)
 
