@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgebuild.completion import SCRIPTS
+from edgebuild.files import sealed, unsealed
 from tests.conftest import TARGET, Lab
 from tests.test_cli import BIN, run
 
@@ -37,7 +38,7 @@ def test_names_come_of_the_plan_and_of_younger_files(lab: Lab) -> None:
     """No YAML is read for an answer: several targets of one file are known by the plan that was made of it."""
     run(lab)
     cache = lab.root / ".edgebuild" / "plan.json"
-    cache.write_text(cache.read_text().replace('"targets":{"one":', '"targets":{"one-web":{},"one":'))
+    cache.write_bytes(sealed(unsealed(cache.read_bytes()).replace(b'"targets":{"one":', b'"targets":{"one-web":{},"one":')))
     (lab.root / "targets" / "new.yaml").write_text("not: [yaml")
     os.utime(lab.root / "targets" / "new.yaml", (time.time() + 5, time.time() + 5))
     assert offered(lab, "", "plan") == {"one", "one-web", "new", "--help", "--json", "-h"}

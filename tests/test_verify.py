@@ -13,6 +13,7 @@ import pytest
 
 from edgebuild import digest, fsck
 from edgebuild import verify as verification
+from edgebuild.files import sealed, unsealed
 from edgebuild.fresh import Fresh
 from edgebuild.memo import Memo
 from edgebuild.noop import NOTE
@@ -156,13 +157,13 @@ def rot(path: Path, lab: Lab) -> None:
     memo = Project().memo
     memo.learn(str(path), right)
     memo.save()
-    note = json.loads((lab.root / NOTE).read_text()) if (lab.root / NOTE).exists() else {"seen": {}}
+    note = json.loads(unsealed((lab.root / NOTE).read_bytes())) if (lab.root / NOTE).exists() else {"seen": {}}
     for name in note["seen"]:
         if os.path.exists(name) and os.path.samefile(name, path):
             found = os.stat(name)
             note["seen"][name] = [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
     if note["seen"]:
-        (lab.root / NOTE).write_text(json.dumps(note))
+        (lab.root / NOTE).write_bytes(sealed(json.dumps(note).encode()))
 
 
 @pytest.mark.parametrize("state", ["never built", "edited", "built in part"])
@@ -278,9 +279,9 @@ def test_a_damaged_object_is_removed_and_made_again(built: Lab) -> None:
         (lambda path: path.write_bytes(b"{"), ": cannot be read"),
         (
             lambda path: path.write_text(path.read_text().replace('"scheme": "int8"', '"scheme": "int4"')),
-            "(quantize:one): its key",
+            ": cannot be read",  # its seal is broken
         ),
-        (lambda path: path.write_text(path.read_text().replace('"model": "', '"model": "f', 1)), "(quantize:one): its key"),
+        (lambda path: path.write_text(path.read_text().replace('"model": "', '"model": "f', 1)), ": cannot be read"),
         (lambda path: path.rename(path.with_name("0" * 62)), "(quantize:one): its key"),
     ],
 )
