@@ -79,8 +79,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     choice = _choose(target, source.format)
     parameters = _check(target, choice, source.format)
     steps = _steps(_Builder(plan, target, choice, around), source, parameters, strict)
-    names = {step.name for step in steps}
-    if clash := sorted(names & set(plan.steps)):
+    if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
     plan.steps.update((step.name, step) for step in steps)
