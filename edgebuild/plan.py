@@ -13,7 +13,7 @@ from edgebuild.bundles import BUNDLES
 from edgebuild.errors import TargetError, did_you_mean
 from edgebuild.select import Choice, choose
 from edgebuild.source import Found, is_licence
-from edgebuild.step import Step
+from edgebuild.step import ENVIRONMENT, Step
 from edgebuild.target import Target
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
@@ -30,17 +30,6 @@ CODE: dict[str, tuple[str, ...]] = {
     "build": ("evidence", "units"),
 }
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
-# What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
-ENVIRONMENT = {
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from edgebuild import hub, shipped
 from edgebuild.errors import INTERRUPTED, StepFailed, disk
 from edgebuild.files import mine, owner_alive, remove_tree
 from edgebuild.noop import STATE
-from edgebuild.plan import ENVIRONMENT
+from edgebuild.step import ENVIRONMENT
 
 # What a worker gets of its parent's environment: where programs and libraries are, and nothing that holds a secret.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")

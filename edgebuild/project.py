@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgebuild import machine, shipped
 from edgebuild.files import write_whole
 from edgebuild.memo import Memo
-from edgebuild.noop import STATE, Signature, identity, moved, racy, signature
+from edgebuild.noop import STATE, Signature, identity, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
 
@@ -74,7 +74,7 @@ class Project:
         try:
             with open(f"{STATE}/plan.json", "rb") as file:
                 cached = json.loads(file.read())
-            if cached["identity"] != self.identity() or moved(cached["guards"]):
+            if cached["identity"] != self.identity() or not self._still(cached):
                 return False
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
@@ -85,6 +85,22 @@ class Project:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.steps.clear()
             return False
+        return True
+
+    def _still(self, cached: dict[str, Any]) -> bool:
+        """Whether a plan holds: no guard moved but model files that a new look finds to be of the same format and parts."""
+        guards, sources = cached["guards"], cached["sources"]
+        touched = {path: found for path, known in guards.items() if (found := signature(path)) != known}
+        if not touched.keys() <= sources.keys():
+            return False
+        if touched:
+            from edgebuild import source
+
+            if any(_listed(source.find(".", path, "", "")) != sources[path] for path in touched):
+                return False
+            guards |= touched
+            if not any(racy(found) for found in touched.values() if found):
+                write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
         return True
 
     def _make(self) -> None:
@@ -111,13 +127,14 @@ class Project:
         self._by_target.clear()
         self._recipes = whole.recipes
         self.guards = seen.guards
-        self._save()
+        self._save(seen.sources)
 
-    def _save(self) -> None:
+    def _save(self, sources: Mapping[str, Any]) -> None:
         steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after] for s in self.steps.values()]
         cached = {
             "identity": self.identity(),
             "guards": self.guards,
+            "sources": sources,
             "targets": self.targets,
             "problems": self.problems,
             "groups": self.groups,
@@ -138,6 +155,7 @@ class _Seen:
         self._memo = project.memo
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
         self.guards: dict[str, Signature | None] = {}
+        self.sources: dict[str, Any] = {}  # path of a lone model file -> what a plan takes of it
 
     def guard(self, *paths: str) -> None:
         for path in paths:
@@ -186,6 +204,8 @@ class _Seen:
             found = source.find(".", target.source, target.name, target.sha256)
         except (ValueError, OSError) as error:
             raise TargetError([target.problem("model.source", str(error))]) from error
+        if named.kind == "local" and "model" in found.files:
+            self.sources[named.path] = _listed(found)
         if "model" not in found.files and not named.remote:
             self.guard(*sorted({os.path.dirname(path) for path in found.files.values()}))
         elif named.kind == "package":
@@ -213,6 +233,10 @@ def _problems(names: list[str], failed: "Mapping[str, TargetError]") -> dict[str
     if same:
         return {name: str(error) for name, error in failed.items()}
     return {name: "\n".join(f"{problem} (target {name})" for problem in error.problems) for name, error in failed.items()}
+
+
+def _listed(found: "Found") -> list[Any]:
+    return [dict(found.files), found.format]
 
 
 def _files(folder: str) -> list[str]:

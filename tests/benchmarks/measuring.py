@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as anywhere
+
 from tests.conftest import TARGET, Lab, make_lab, write_model
 
 BIN = Path(sys.executable).parent
