@@ -5,8 +5,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -41,29 +43,54 @@ def command(name: str) -> list[str]:
     return [str(BIN / word) if number == 0 else word for number, word in enumerate(name.split())]
 
 
-def timed(words: Sequence[str], folder: Path) -> float:
-    """Seconds that a command takes. Raises CalledProcessError, and shows what was printed, where it fails."""
-    start = time.perf_counter()
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        print(done.stdout, done.stderr, file=sys.stderr)
-        done.check_returncode()
-    return seconds
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a command took: seconds of the clock, and of a processor, which other programs change less."""
+
+    seconds: float
+    processor: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.3f} s, {self.processor:.3f} s of a processor"
 
 
-def last_line(words: Sequence[str], folder: Path) -> str:
-    """The last line that a command prints: what ran, what was restored."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip().splitlines()[-1]
+def cost(words: Sequence[str], folder: Path) -> Cost:
+    """Raises CalledProcessError, and shows what was printed, where the command fails."""
+    with tempfile.TemporaryFile("w+") as said:
+        start = time.perf_counter()
+        process = subprocess.Popen(words, cwd=folder, stdout=said, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            print(said.read(), file=sys.stderr)
+            raise subprocess.CalledProcessError(process.returncode, words)
+    return Cost(seconds=seconds, processor=used.ru_utime + used.ru_stime)
 
 
-def sha256_seconds(path: Path) -> float:
-    """Seconds that one sha256 of a file takes, in a process that runs already."""
-    start = time.perf_counter()
+def memory(words: Sequence[str], folder: Path) -> float:
+    """MB at a command's peak. Asked of a small process between: what it starts begins with its starter's peak."""
+    ask = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=2, check=True); "
+    ask += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-ISc", ask, *words], cwd=folder, capture_output=True, text=True, check=True)
+    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def middle(costs: Sequence[Cost]) -> Cost:
+    """The medians of each."""
+    return Cost(
+        seconds=median([one.seconds for one in costs]),
+        processor=median([one.processor for one in costs]),
+    )
+
+
+def sha256(path: Path) -> Cost:
+    """What one sha256 of a file takes, in a process that runs already."""
+    start, used = time.perf_counter(), time.process_time()
     with path.open("rb") as file:
         hashlib.file_digest(file, "sha256").hexdigest()
-    return time.perf_counter() - start
+    return Cost(seconds=time.perf_counter() - start, processor=time.process_time() - used)
 
 
 def project(root: Path, targets: int, *, models: bool = False) -> Lab:
@@ -78,13 +105,20 @@ def project(root: Path, targets: int, *, models: bool = False) -> Lab:
     return lab
 
 
+def build(lab: Lab) -> None:
+    """Everything, in this process and without a sync: what is measured comes later, and nothing of it is kept."""
+    home, sync = os.getcwd(), os.fsync
+    os.fsync = lambda handle: None
+    try:
+        lab.build()
+    finally:
+        os.fsync = sync
+        os.chdir(home)
+    settle(lab.root)
+
+
 def settle(folder: Path) -> None:
     """Build until the plan cache and the verdict are written: what was just edited is racy for a moment."""
     for _ in range(3):
         subprocess.run(command("doit"), cwd=folder, capture_output=True, check=True)
         time.sleep(0.05)
-
-
-def stay() -> str:
-    """This folder, to come back to: a Lab builds in its own."""
-    return os.getcwd()

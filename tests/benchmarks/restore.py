@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measuring import Figures, command, median, project, settle, sha256_seconds, timed
+from measuring import Cost, Figures, command, cost, median, middle, project, settle, sha256
 
 from edgebuild import digest
 from edgebuild.fresh import Fresh, remember
@@ -68,7 +68,6 @@ class Big:
         return result
 
 
-
 def restored(done: Mapping[str, Done], name: str) -> float:
     """Seconds that restoring a step took. Raises AssertionError where it ran instead."""
     assert done[name].outcome == "restored", done[name]
@@ -84,7 +83,7 @@ def stores(figures: Figures, root: Path, size: int, runs: int) -> None:
     for _ in range(runs):
         assert not big.build()
         figures.state("no-op: hashed", big.hashed, "B", SMALL)
-        shas.append(sha256_seconds(Path(WEIGHTS)))
+        shas.append(sha256(Path(WEIGHTS)).seconds)
         plan = Project()
         plan.store.remove("build/one/quantize/model")
         plan.memo.save()
@@ -109,7 +108,7 @@ def stores(figures: Figures, root: Path, size: int, runs: int) -> None:
 
 def copied() -> float:
     """Seconds that `cp` takes for what dist/ holds."""
-    seconds = timed(["cp", "-r", "dist", "copy"], Path())
+    seconds = cost(["cp", "-r", "dist", "copy"], Path()).seconds
     shutil.rmtree("copy")
     return seconds
 
@@ -120,17 +119,23 @@ def touches(figures: Figures, root: Path, runs: int) -> None:
     source.write_bytes(source.read_bytes() + b"#")
     os.truncate(source, 1 << 30)
     settle(root)
-    times: dict[str, tuple[list[float], list[float]]] = {"edgebuild": ([], []), "doit": ([], [])}
+    costs: dict[str, tuple[list[Cost], list[Cost], list[Cost]]] = {"edgebuild": ([], [], []), "doit": ([], [], [])}
     for _ in range(runs):
-        for name, (touched, least) in times.items():
-            least.append(timed(command(name), root) + sha256_seconds(source))
+        for name, (touched, noop, sha) in costs.items():
+            noop.append(cost(command(name), root))
+            sha.append(sha256(source))
             os.utime(source)
-            time.sleep(0.05)
-            touched.append(timed(command(name), root))
+            time.sleep(0.05)  # what is younger than a tick of the kernel's clock is hashed again later
+            touched.append(cost(command(name), root))
             settle(root)
-    for name, (touched, least) in times.items():
-        beside = f"one sha256 and one no-op: {median(touched):.3f} s, {median(least):.3f} s"
-        figures.state(f"1 GiB touched, `{name}`", median(touched) / median(least), "×", 1.1, beside)
+    for name, found in costs.items():
+        touched, noop, sha = map(middle, found)
+        clock, processor = (
+            (touched.seconds, noop.seconds + sha.seconds),
+            (touched.processor, noop.processor + sha.processor),
+        )
+        beside = f"{clock[0]:.2f} : {clock[1]:.2f} s; of a processor {processor[0]:.2f} : {processor[1]:.2f} s"
+        figures.state(f"1 GiB touched, `{name}`", clock[0] / clock[1], "×", 1.1 if name == "doit" else None, beside)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import STEPS, Figures, command, last_line, median, project, settle, timed
+from measuring import STEPS, Cost, Figures, build, command, cost, median, middle, project, settle
 
 
 def inside(note: str) -> int:
@@ -68,7 +68,7 @@ def first_build(folder: Path, targets: int) -> dict[str, float]:
     """Seconds of a first build: the whole, in workers, in fsyncs, and what is left."""
     root = folder / f"first-{targets}"
     project(root, targets, models=True)
-    whole = timed([sys.executable, __file__, "--inside", str(folder / "note.json")], root)
+    whole = cost([sys.executable, __file__, "--inside", str(folder / "note.json")], root).seconds
     spent: dict[str, float] = json.loads((folder / "note.json").read_text())
     shutil.rmtree(root)
     return {**spent, "whole": whole, "own": whole - spent["worker"] - spent["fsync"]}
@@ -84,24 +84,27 @@ def first_builds(figures: Figures, folder: Path, targets: int, runs: int) -> Non
         fsync.append(large["fsync"] / (STEPS * targets))
     figures.state("a worker: its start, action and exit", median(worker) * 1000, "ms")
     figures.state("fsyncs of a step", median(fsync) * 1000, "ms")
-    figures.state("edgebuild's own cost of a step, first build", median(own) * 1000, "ms", 6, f"{median(processor) * 1000:.1f} ms of processor")
+    figures.state(
+        "edgebuild's own cost of a step, first build",
+        median(own) * 1000,
+        "ms",
+        6,
+        f"{median(processor) * 1000:.1f} ms of processor",
+    )
 
 
 def restores(figures: Figures, folder: Path, runs: int) -> None:
     targets = 500 // STEPS + 1
     root = folder / "restore"
-    lab = project(root, targets)
-    home = os.getcwd()
-    lab.build()
-    os.chdir(home)
-    settle(root)
-    times = []
+    build(project(root, targets))
+    costs = []
     for _ in range(runs):
         shutil.rmtree(root / "build")
         shutil.rmtree(root / "dist")
-        times.append(timed(command("doit"), root))
+        costs.append(cost(command("doit"), root))
         settle(root)
-    figures.state(f"{targets * STEPS} restored steps, from `doit` to its end", median(times), "s", 1)
+    found = middle(costs)
+    figures.state(f"{targets * STEPS} restored steps, from `doit` to its end", found.seconds, "s", 1, str(found))
 
 
 def reverts(figures: Figures, folder: Path, runs: int) -> None:
@@ -110,18 +113,19 @@ def reverts(figures: Figures, folder: Path, runs: int) -> None:
     settle(root)
     target = root / "targets" / "one.yaml"
     text = target.read_text()
-    times: dict[str, list[float]] = {"edgebuild": [], "doit": []}
+    costs: dict[str, list[Cost]] = {"edgebuild": [], "doit": []}
     for _ in range(runs):
-        for name, found in times.items():
+        for name, found in costs.items():
             target.write_text(text + "quantize: {group_size: 64}\n")
             settle(root)
             target.write_text(text)
-            found.append(timed(command(name), root))
+            found.append(cost(command(name), root))
             said = json.loads((root / ".edgebuild" / "last-run.json").read_text())["steps"]
             assert sum(step["outcome"] == "restored" for step in said) == 5, said
             settle(root)
-    for name, found in times.items():
-        figures.state(f"an edit undone, 5 steps restored, `{name}`", median(found), "s", 0.4)
+    for name, found in costs.items():
+        whole = middle(found)
+        figures.state(f"an edit undone, 5 steps restored, `{name}`", whole.seconds, "s", 0.4, str(whole))
 
 
 def main() -> int:
