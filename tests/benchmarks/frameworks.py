@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from measuring import Figures, cost, median
+from measuring import Cost, Figures, cost, median, middle
 
 from edgebuild.fresh import Fresh, key_now
 from edgebuild.process import Workers
@@ -83,17 +83,18 @@ class Bench:
         self.project = Project()
         self.builder = Builder(self.project, Fresh(self.project), Workers())
 
-    def step(self, step: Step) -> tuple[float, float]:
-        """Seconds that a step takes which the store does not know; and of them in fsync."""
+    def step(self, step: Step) -> tuple[Cost, float]:
+        """What a step costs which the store does not know, fsyncs aside; and the seconds in fsync."""
         key = key_now(self.project, step)
         Path(f".edgebuild/records/{key[:2]}/{key[2:]}").unlink(missing_ok=True)
+        before = os.times()
         with fsyncs() as spent:
             done = self.builder.run(step)
         assert done.outcome == "ran", done
-        return done.seconds, sum(spent)
+        return Cost(seconds=done.seconds - sum(spent), processor=sum(os.times()[:4]) - sum(before[:4])), sum(spent)
 
-    def script(self, step: Step) -> float:
-        """Seconds that its action takes in a process that knows nothing of edgebuild's store."""
+    def script(self, step: Step) -> Cost:
+        """What its action costs in a process that knows nothing of edgebuild's store."""
         with tempfile.TemporaryDirectory(dir=".edgebuild/tmp") as folder:
             components: dict[str, Any] = self.project.recipes[step.recipe]
             record = {
@@ -105,7 +106,7 @@ class Bench:
                 "outputs": {name: os.path.abspath(f"{folder}/{name}") for name in step.outputs},
             }
             Path(folder, "record.json").write_text(json.dumps(record))
-            return cost([sys.executable, "-c", SCRIPT, f"{folder}/record.json"], Path()).seconds
+            return cost([sys.executable, "-c", SCRIPT, f"{folder}/record.json"], Path())
 
 
 def main() -> int:
@@ -138,13 +139,14 @@ def compare(figures: Figures, bench: Bench, step: Step, runs: int) -> None:
         return
     steps, syncs, scripts = [], [], []
     for _ in range(runs):
-        seconds, synced = bench.step(step)
-        steps.append(seconds - synced)
+        found, synced = bench.step(step)
+        steps.append(found)
         syncs.append(synced)
         scripts.append(bench.script(step))
-    ratio = median(steps) / median(scripts)
-    beside = f"{median(steps):.2f} : {median(scripts):.2f} s, and {median(syncs):.2f} s in fsync"
-    figures.state(f"{step.name} : script", ratio, "×", 1.05 if step.target == "large" else None, beside)
+    ours, plain = middle(steps), middle(scripts)
+    beside = f"{ours.seconds:.2f} : {plain.seconds:.2f} s, and {median(syncs):.2f} s in fsync; "
+    beside += f"of processors {ours.processor:.2f} : {plain.processor:.2f} s, × {ours.processor / plain.processor:.3f}"
+    figures.state(f"{step.name} : script", ours.seconds / plain.seconds, "×", 1.05 if step.target == "large" else None, beside)
 
 
 if __name__ == "__main__":
