@@ -5,6 +5,7 @@ A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behin
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,16 @@ class Project:
                 return False
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
+            one = sys.intern  # equal texts are kept once: steps share paths, recipes and names
             for name, verb, target, recipe, inputs, outputs, after in cached["steps"]:
                 self.steps[name] = Step(
-                    name=name, verb=verb, target=target, recipe=recipe, inputs=inputs, outputs=outputs, after=tuple(after)
+                    name=one(name),
+                    verb=one(verb),
+                    target=one(target),
+                    recipe=one(recipe),
+                    inputs={role: one(path) for role, path in inputs.items()},
+                    outputs={role: one(path) for role, path in outputs.items()},
+                    after=tuple(map(one, after)),
                 )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.steps.clear()
@@ -99,8 +107,7 @@ class Project:
             if any(_listed(source.find(".", path, "", "")) != sources[path] for path in touched):
                 return False
             guards |= touched
-            if not any(racy(found) for found in touched.values() if found):
-                write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
+            _keep(cached)
         return True
 
     def _make(self) -> None:
@@ -142,10 +149,15 @@ class Project:
         }
         try:
             write_whole(f"{STATE}/recipes.json", json.dumps(self._recipes, separators=(",", ":")).encode())
-            if not any(racy(found) for found in self.guards.values() if found):
-                write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
+            _keep(cached)
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
+
+
+def _keep(cached: Mapping[str, Any]) -> None:
+    """Write the plan cache, but where a file that it was made from may yet change unseen. Raises OSError."""
+    if not any(racy(found) for found in cached["guards"].values() if found):
+        write_whole(f"{STATE}/plan.json", json.dumps(cached, separators=(",", ":")).encode())
 
 
 class _Seen:
