@@ -6,11 +6,17 @@ What only saves time (memo, plan cache, the no-op's verdict) is sealed: damage m
 import os
 import sys
 import zlib
+from functools import cache
 
 
 def mine() -> str:
     """This process, by number and start: what names its temporary files."""
-    return f"{os.getpid()}.{_start_of(os.getpid())}"
+    return _named(os.getpid())
+
+
+@cache
+def _named(pid: int) -> str:
+    return f"{pid}.{_start_of(pid)}"  # read once: a look into /proc takes longer than the file that is named by it
 
 
 def owner_alive(owner: str) -> bool:

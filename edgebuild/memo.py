@@ -97,6 +97,17 @@ class Memo:
         found = os.stat(path)
         self._note(found, sha256)
 
+    def renew(self, path: str, before: os.stat_result) -> None:
+        """A rename, link or unlink of ours moved a file's ctime: what was known of it stays so, where nothing else moved."""
+        sha256, after = self.known(before), os.stat(path)
+        if sha256 and (after.st_dev, after.st_ino, after.st_mtime_ns, after.st_size) == (
+            before.st_dev,
+            before.st_ino,
+            before.st_mtime_ns,
+            before.st_size,
+        ):
+            self._note(after, sha256)
+
     def known(self, found: os.stat_result) -> str | None:
         """The digest of a file that has this stat, if it is known."""
         entry = self._known.get(f"{found.st_dev}:{found.st_ino}")

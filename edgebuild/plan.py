@@ -13,7 +13,7 @@ from edgebuild.bundles import BUNDLES
 from edgebuild.errors import TargetError, did_you_mean
 from edgebuild.select import Choice, choose
 from edgebuild.source import Found, is_licence
-from edgebuild.step import Step
+from edgebuild.step import ENVIRONMENT, Step
 from edgebuild.target import Target
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
@@ -30,17 +30,6 @@ CODE: dict[str, tuple[str, ...]] = {
     "build": ("evidence", "units"),
 }
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
-# What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
-ENVIRONMENT = {
-    "LANG": "C.UTF-8",
-    "PYTHONHASHSEED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +68,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     choice = _choose(target, source.format)
     parameters = _check(target, choice, source.format)
     steps = _steps(_Builder(plan, target, choice, around), source, parameters, strict)
-    names = {step.name for step in steps}
-    if clash := sorted(names & set(plan.steps)):
+    if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
     plan.steps.update((step.name, step) for step in steps)

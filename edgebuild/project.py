@@ -5,13 +5,14 @@ A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behin
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, shipped
 from edgebuild.files import sealed, unsealed, write_whole
 from edgebuild.memo import Memo
-from edgebuild.noop import STATE, Signature, identity, moved, racy, signature
+from edgebuild.noop import STATE, Signature, identity, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
 
@@ -74,17 +75,39 @@ class Project:
         try:
             with open(f"{STATE}/plan.json", "rb") as file:
                 cached = json.loads(unsealed(file.read()))
-            if cached["identity"] != self.identity() or moved(cached["guards"]):
+            if cached["identity"] != self.identity() or not self._still(cached):
                 return False
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
+            one = sys.intern  # equal texts are kept once: steps share paths, recipes and names
             for name, verb, target, recipe, inputs, outputs, after in cached["steps"]:
                 self.steps[name] = Step(
-                    name=name, verb=verb, target=target, recipe=recipe, inputs=inputs, outputs=outputs, after=tuple(after)
+                    name=one(name),
+                    verb=one(verb),
+                    target=one(target),
+                    recipe=one(recipe),
+                    inputs={role: one(path) for role, path in inputs.items()},
+                    outputs={role: one(path) for role, path in outputs.items()},
+                    after=tuple(map(one, after)),
                 )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.steps.clear()
             return False
+        return True
+
+    def _still(self, cached: dict[str, Any]) -> bool:
+        """Whether a plan holds: no guard moved but model files that a new look finds to be of the same format and parts."""
+        guards, sources = cached["guards"], cached["sources"]
+        touched = {path: found for path, known in guards.items() if (found := signature(path)) != known}
+        if not touched.keys() <= sources.keys():
+            return False
+        if touched:
+            from edgebuild import source
+
+            if any(_listed(source.find(".", path, "", "")) != sources[path] for path in touched):
+                return False
+            guards |= touched
+            _keep(cached)
         return True
 
     def _make(self) -> None:
@@ -111,13 +134,14 @@ class Project:
         self._by_target.clear()
         self._recipes = whole.recipes
         self.guards = seen.guards
-        self._save()
+        self._save(seen.sources)
 
-    def _save(self) -> None:
+    def _save(self, sources: Mapping[str, Any]) -> None:
         steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after] for s in self.steps.values()]
         cached = {
             "identity": self.identity(),
             "guards": self.guards,
+            "sources": sources,
             "targets": self.targets,
             "problems": self.problems,
             "groups": self.groups,
@@ -125,10 +149,15 @@ class Project:
         }
         try:
             write_whole(f"{STATE}/recipes.json", sealed(json.dumps(self._recipes, separators=(",", ":")).encode()))
-            if not any(racy(found) for found in self.guards.values() if found):
-                write_whole(f"{STATE}/plan.json", sealed(json.dumps(cached, separators=(",", ":")).encode()))
+            _keep(cached)
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
+
+
+def _keep(cached: Mapping[str, Any]) -> None:
+    """Write the plan cache, but where a file that it was made from may yet change unseen. Raises OSError."""
+    if not any(racy(found) for found in cached["guards"].values() if found):
+        write_whole(f"{STATE}/plan.json", sealed(json.dumps(cached, separators=(",", ":")).encode()))
 
 
 class _Seen:
@@ -138,6 +167,7 @@ class _Seen:
         self._memo = project.memo
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
         self.guards: dict[str, Signature | None] = {}
+        self.sources: dict[str, Any] = {}  # path of a lone model file -> what a plan takes of it
 
     def guard(self, *paths: str) -> None:
         for path in paths:
@@ -186,6 +216,8 @@ class _Seen:
             found = source.find(".", target.source, target.name, target.sha256)
         except (ValueError, OSError) as error:
             raise TargetError([target.problem("model.source", str(error))]) from error
+        if named.kind == "local" and "model" in found.files:
+            self.sources[named.path] = _listed(found)
         if "model" not in found.files and not named.remote:
             self.guard(*sorted({os.path.dirname(path) for path in found.files.values()}))
         elif named.kind == "package":
@@ -213,6 +245,10 @@ def _problems(names: list[str], failed: "Mapping[str, TargetError]") -> dict[str
     if same:
         return {name: str(error) for name, error in failed.items()}
     return {name: "\n".join(f"{problem} (target {name})" for problem in error.problems) for name, error in failed.items()}
+
+
+def _listed(found: "Found") -> list[Any]:
+    return [dict(found.files), found.format]
 
 
 def _files(folder: str) -> list[str]:

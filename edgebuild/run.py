@@ -178,7 +178,7 @@ class Builder:
         Raises StepFailed with one message.
         """
         components = self.project.recipes[step.recipe]
-        outputs = {name: os.path.abspath(f"{scratch}/out/{name}") for name in step.outputs}
+        outputs = {name: os.path.abspath(f"{scratch}/{name}") for name in step.outputs}
         action: dict[str, Any] = {
             "name": step.name,
             "verb": step.verb,

@@ -9,6 +9,17 @@ from edgebuild import digest
 
 SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
 VERBS = ("fetch", "assess", "convert", "quantize", "evaluate", "benchmark", "gate", "package")
+# What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
+ENVIRONMENT = {
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

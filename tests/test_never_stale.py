@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from edgebuild import shipped
 from edgebuild.explain import explain
+from edgebuild.memo import Memo
 from edgebuild.project import Project
+from edgebuild.store import Store
 from tests.conftest import PLATFORM, TARGET, Lab, write_model
 
 ALL = {"fetch", "assess", "convert", "quantize", "evaluate", "evaluate.baseline", "benchmark", "gate", "package"}
@@ -234,3 +237,58 @@ def test_archive_switched_off_and_on(built: Lab) -> None:
     target.write_text(FULL)
     built.build()
     assert (built.root / "dist" / "one.tar").exists()
+
+
+def test_a_copy_is_known_and_an_edit_of_it_at_once_is_seen(lab: Lab) -> None:
+    """What we copied is not hashed again; but a write in the same tick of the file system's clock does not pass for it."""
+    os.chdir(lab.root)
+    memo = Memo(".edgebuild/memo.json")
+    store = Store(".edgebuild", memo)
+    with store.scratch() as scratch:
+        Path(scratch, "made").write_bytes(b"right")
+        artifact = store.publish(f"{scratch}/made")
+    for _ in range(50):
+        store.materialise(artifact, "dist/copy", link=False)
+        assert memo.known(os.stat("dist/copy")) == artifact.digest
+        with open("dist/copy", "r+b") as file:
+            file.write(b"wrong")
+        assert memo.look("dist/copy") != artifact.digest
+
+
+def test_a_copy_of_an_object_that_is_written_to_meanwhile_is_not_taken_as_known(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chdir(lab.root)
+    memo = Memo(".edgebuild/memo.json")
+    store = Store(".edgebuild", memo)
+    with store.scratch() as scratch:
+        Path(scratch, "made").write_bytes(b"right")
+        artifact = store.publish(f"{scratch}/made")
+    copy = shutil.copyfile
+
+    def meddle(source: str, target: str) -> None:
+        os.chmod(source, 0o644)
+        Path(source).write_bytes(b"wrong")
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", meddle)
+    store.materialise(artifact, "dist/copy", link=False)
+    assert memo.look("dist/copy") != artifact.digest
+
+
+def test_a_touched_model_makes_no_new_plan_and_a_changed_one_does(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    time.sleep(0.05)
+    built.build()  # the plan is kept when nothing of it is racy
+    plans = []
+    make = Project._make
+    monkeypatch.setattr(Project, "_make", lambda project: plans.append(make(project)))
+    os.utime(built.root / "model.gguf")
+    assert set(built.build().values()) == {"fresh"}
+    assert not plans
+    write_model(built.root / "model.gguf", "another")
+    assert "ran" in built.build().values()
+    assert not plans
+    (built.root / "model.gguf").write_bytes(b"\x80\x04N.")
+    built.build()
+    assert plans
+    assert "pickle" in Project().problems["one"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference, samples
+from edgebuild import reference
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
@@ -195,6 +195,8 @@ class _Reader:
     """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for."""
 
     def __init__(self, model: Path, data: Path, count: int | None) -> None:
+        from edgebuild import samples
+
         session = OnnxSession(model)
         self._feeds: Iterator[Mapping[str, NDArray[Any]]] = iter(samples.batches_of_one(data, session.inputs, count))
         session.close()
@@ -231,6 +233,8 @@ def _raise_opset(source: Path, target: Path) -> None:
 
 def _hold(source: Path, converted: Path) -> dict[str, Any]:
     """Both run on the same seeded inputs; the source without any graph optimisation, as an independent reading of it."""
+    from edgebuild import samples
+
     original = OnnxSession(source, optimised=False)
     feeds = samples.golden(original.inputs, count=4)
     expected = original.infer(feeds)

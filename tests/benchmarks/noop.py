@@ -1,31 +1,28 @@
-"""No-op of N whole targets: `edgebuild` and `doit` against `doit --version`, median of interleaved runs.
+"""No-op of N whole targets, nine steps each: `edgebuild` and `doit`, median of interleaved runs.
 
     python tests/benchmarks/noop.py [--targets 100] [--runs 21]
 
-Makes a project on the fake backend in a temporary folder, builds it once, then times the three commands in turn. Prints
-medians and ratios, and exits 1 where `edgebuild` takes more than 0.9 times, or `doit` more than 2.5 times `doit --version`.
+Makes a project on the fake backend in a temporary folder, builds it once, then times `doit --version`, the two commands,
+and doit alone on as many tasks that are up to date. Exits 1 where `edgebuild` takes more than 0.9 times, or `doit` more than
+2.5 times `doit --version` (100 targets or fewer); where `edgebuild` takes more than 0.5 s for 10,000 steps, or as much for
+each further 10,000; or where 10,000 steps or fewer take more than 60 MB in `edgebuild`, or 130 MB in `doit`.
 """
 
 import argparse
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from measuring import STEPS, Cost, Figures, build, command, cost, memory, middle, project
 
-from tests.conftest import TARGET, make_lab
+ALONE = """DOIT_CONFIG = {"backend": "sqlite3", "dep_file": ":memory:"}
 
-BIN = Path(sys.executable).parent
-
-
-def timed(command: list[str], folder: Path) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - start
+def task_trivial():
+    for number in range(%d):
+        yield {"name": str(number), "actions": [], "uptodate": [True]}
+"""
 
 
 def main() -> int:
@@ -33,34 +30,42 @@ def main() -> int:
     parser.add_argument("--targets", type=int, default=100)
     parser.add_argument("--runs", type=int, default=21)
     options = parser.parse_args()
-    home = os.getcwd()
+    steps, figures = options.targets * STEPS, Figures()
     with tempfile.TemporaryDirectory() as folder:
-        lab = make_lab(Path(folder) / "project")
-        for number in range(1, options.targets):
-            (lab.root / "targets" / f"t{number}.yaml").write_text(TARGET + f"package: {{version: 1.0.{number}}}\n")
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        lab = project(Path(folder) / "project", options.targets)
         start = time.perf_counter()
-        lab.build()
-        os.chdir(home)
-        print(f"first build of {options.targets} targets, in one process: {time.perf_counter() - start:.1f} s")
-        commands = {
-            "doit --version": [str(BIN / "doit"), "--version"],
-            "edgebuild": [str(BIN / "edgebuild")],
-            "doit": [str(BIN / "doit")],
-        }
-        for _ in range(3):  # the plan cache and the verdict are written when nothing is racy any more
-            print(subprocess.run(commands["doit"], cwd=lab.root, capture_output=True, text=True).stdout.strip())
-        times: dict[str, list[float]] = {name: [] for name in commands}
+        build(lab)
+        print(f"{options.targets} targets, {steps} steps; built in {time.perf_counter() - start:.0f} s")
+        alone = Path(folder) / "alone"
+        alone.mkdir()
+        (alone / "dodo.py").write_text(ALONE % steps)
+        runs = {"doit --version": lab.root, "edgebuild": lab.root, "doit": lab.root, "doit trivial": alone}
+        costs: dict[str, list[Cost]] = {name: [] for name in runs}
         for _ in range(options.runs):
-            for name, command in commands.items():
-                times[name].append(timed(command, lab.root))
-    floor = statistics.median(times["doit --version"])
-    failed = False
-    for name, limit in (("doit --version", 1.0), ("edgebuild", 0.9), ("doit", 2.5)):
-        median = statistics.median(times[name])
-        ratio = median / floor
-        print(f"{name:<16} {median * 1000:7.1f} ms   {ratio:.2f} × doit --version (limit {limit})")
-        failed |= ratio > limit
-    return int(failed)
+            for name, place in runs.items():
+                costs[name].append(cost(command(name), place))
+        peaks = {name: memory(command(name), place) for name, place in runs.items()}
+        plan = lab.root / "targets" / "one.yaml"
+        plan.write_text(plan.read_text() + "# an edit that changes nothing\n")
+        edited = cost(command("doit"), lab.root)
+    report(figures, steps, {name: middle(found) for name, found in costs.items()}, peaks, edited)
+    return figures.status
+
+
+def report(figures: Figures, steps: int, costs: dict[str, Cost], peaks: dict[str, float], edited: Cost) -> None:
+    most = 0.5 * max(steps, 10_000) / 10_000
+    small, few = steps <= 10_000, steps <= 100 * STEPS
+    figures.state("no-op, `edgebuild`", costs["edgebuild"].seconds, "s", most, str(costs["edgebuild"]))
+    figures.state("no-op, `doit`", costs["doit"].seconds, "s", None, str(costs["doit"]))
+    figures.state("`doit` on as many tasks of no content", costs["doit trivial"].seconds, "s", None, str(costs["doit trivial"]))
+    floor = costs["doit --version"].seconds
+    figures.state("`edgebuild` : `doit --version`", costs["edgebuild"].seconds / floor, "×", 0.9 if few else None)
+    figures.state("`doit` : `doit --version`", costs["doit"].seconds / floor, "×", 2.5 if few else None)
+    figures.state("memory of `edgebuild`", peaks["edgebuild"], "MB", 60 if small else None)
+    figures.state("memory of `doit`", peaks["doit"], "MB", 130 if small else None)
+    figures.state("memory of `doit` on tasks of no content", peaks["doit trivial"], "MB")
+    figures.state("`doit` after an edit of one target file", edited.seconds, "s", None, str(edited))
 
 
 if __name__ == "__main__":
