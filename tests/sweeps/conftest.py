@@ -1,0 +1,11 @@
+"""Sweeps take minutes: `pytest -m sweep` runs their tenths and negative controls, `pytest` alone does not."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("sweep")
