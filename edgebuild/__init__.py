@@ -9,6 +9,11 @@ The journey of a deliverable, module by module:
     run       key -> record in the store: restore  -> else a worker process, then publish
     worker    one action record: source, assess, backends, quality, bench, gates, bundle
     evidence  what was measured, judged, packed    -> dist/NAME, dist/NAME.tar, dist/NAME.evidence.json
+
+Where a model comes from is in source, with hub and download behind it; one file for many targets in matrix.
+
+Beside a build, each a command: explain; plan (preview, over forecast and feasible); verify (and fsck for the store); gc and du
+(over inventory and roots); doctor (with accelerators and resources); completion; init.
 """
 
 __version__ = "0.1.0"

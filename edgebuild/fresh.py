@@ -96,7 +96,7 @@ def receipt_of(step: Step, record: Record) -> Receipt:
 
 def receipt_bytes(receipt: Receipt) -> bytes:
     """What stands in a receipt's file."""
-    return json.dumps(receipt.to_json(), indent=1).encode()
+    return json.dumps(receipt.to_json()).encode()
 
 
 def read_receipt(path: str) -> Receipt | None:

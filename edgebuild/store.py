@@ -130,7 +130,7 @@ class Store:
 
     def keep(self, record: Record) -> None:
         """Write a record. Everything that it names must be in the store already."""
-        data = json.dumps(record.to_json(), sort_keys=True, indent=1).encode()
+        data = json.dumps(record.to_json(), sort_keys=True).encode()
         self._write(self.record_file(record.key), data)
 
     def record_file(self, key: str) -> str:
