@@ -63,10 +63,10 @@ def inputs_looked_at_again() -> None:
     def inputs(self: Builder, step: Any) -> dict[str, str]:
         return before.get(step.name) or look(self, step)
 
-    def made(self: Builder, step: Any, key: str, found: Any) -> Any:
+    def made(self: Builder, step: Any, key: str, found: Any, earlier: Any) -> Any:
         before[step.name] = found
         try:
-            return make(self, step, key, found)
+            return make(self, step, key, found, earlier)
         finally:
             del before[step.name]
 
