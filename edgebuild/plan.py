@@ -10,7 +10,7 @@ from typing import Any
 from edgebuild import digest
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
-from edgebuild.errors import TargetError, did_you_mean
+from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.select import Choice, choose
 from edgebuild.source import Found, is_licence
 from edgebuild.step import ENVIRONMENT, Step
@@ -64,7 +64,9 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     source = around.source(target)
     for key, path in (("calibration.data", target.calibration), ("evaluate.data", target.evaluation)):
         if path and not around.exists(path):
-            raise TargetError([target.problem(key, f'there is no file "{path}"; paths are relative to the project\'s root')])
+            raise TargetError(
+                [target.problem(key, f'there is no file "{shown(path)}"; paths are relative to the project\'s root')]
+            )
     choice = _choose(target, source.format)
     parameters = _check(target, choice, source.format)
     steps = _steps(_Builder(plan, target, choice, around), source, parameters, strict)

@@ -67,7 +67,7 @@ def _repository(source: Source) -> Found:
         from edgebuild import hub
 
         raise ValueError(
-            f'"{source.commit}" is a branch, a tag or a short commit, which may move; give the whole commit: '
+            f'"{shown(source.commit)}" is a branch, a tag or a short commit, which may move; give the whole commit: '
             f"{hub.commit_now(source.name, source.commit)}"
         )
     place = f"{SOURCES}/hf/{source.name}/{source.commit}"
@@ -85,7 +85,7 @@ def _by_suffix(path: str) -> str:
     if kind is None:
         raise ValueError(
             f"a single file from elsewhere must be named .onnx or .gguf, so that its format is known before it is fetched, not "
-            f'"{os.path.basename(path)}"; a language model in safetensors is a folder: hf:ORG/REPO@COMMIT'
+            f'"{shown(os.path.basename(path))}"; a language model in safetensors is a folder: hf:ORG/REPO@COMMIT'
         )
     return kind
 
@@ -112,11 +112,11 @@ def files(root: str, source: str) -> dict[str, str]:
     """
     whole = os.path.join(root, source)
     if not os.path.exists(whole):
-        raise ValueError(f'there is no file or folder "{source}"; paths are relative to the project\'s root')
+        raise ValueError(f'there is no file or folder "{shown(source)}"; paths are relative to the project\'s root')
     if os.path.isdir(whole):
         return _folder(root, source)
     if not os.path.isfile(whole):
-        raise ValueError(f'"{source}" is neither a file nor a folder')
+        raise ValueError(f'"{shown(source)}" is neither a file nor a folder')
     found = {"model": source}
     if onnx.looks_like(whole):
         folder = os.path.dirname(source)
@@ -189,9 +189,9 @@ def _folder(root: str, source: str) -> dict[str, str]:
             inside = os.path.relpath(os.path.join(folder, name), os.path.join(root, source))
             found[f"model/{inside}"] = os.path.join(source, inside)
             if len(found) > MAX_FILES:
-                raise ValueError(f'the folder "{source}" holds more than {MAX_FILES} files; give the model\'s own folder')
+                raise ValueError(f'the folder "{shown(source)}" holds more than {MAX_FILES} files; give the model\'s own folder')
     if not found:
-        raise ValueError(f'the folder "{source}" holds no files')
+        raise ValueError(f'the folder "{shown(source)}" holds no files')
     return found
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild.errors import EdgebuildError
+from edgebuild.files import remove_tree
 from edgebuild.noop import NOTE
 from tests.conftest import TARGET, Lab, make_lab
 from tests.sweeps.audit import Contents, contents, leftovers
@@ -186,7 +187,7 @@ def sweep(count: int, seed: int, only: str = "", by: str = "", first: bool = Fal
             done = [damage(lab.root, rng, only, by) for _ in range(1 + (rng.random() < 0.25))]
             report.trials.update(done)
             if "plan" in str(done):
-                (lab.root / NOTE).unlink(missing_ok=True)  # while a no-op is remembered nobody asks the plan
+                remove_tree(str(lab.root / NOTE))  # while a no-op is remembered nobody asks the plan
             by_command = commands and rng.random() < 0.1
             report.commands += by_command
             other = rng.choice([number for number in range(len(STATES)) if number != state])
