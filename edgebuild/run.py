@@ -50,6 +50,7 @@ class Builder:
     ) -> None:
         self.project, self.fresh, self._tell = project, fresh, tell
         self._perform: Perform = perform or workers.perform
+        self._made: dict[str, Mapping[str, str]] = {}
         try:
             roots.register(project.store.root)
         except OSError as error:
@@ -99,12 +100,18 @@ class Builder:
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
         for name in step.after:
-            receipt = read_receipt(self.project.steps[name].receipt)
-            made = dict(receipt.outputs.values()) if receipt else {}
+            made = self._what_made(self.project.steps[name])
             for role, path in step.inputs.items():
                 if made.get(path, found[role]) != found[role]:
                     raise StepFailed(f"{path} is not what {name} made: something else wrote there; build again")
         return found
+
+    def _what_made(self, step: Step) -> Mapping[str, str]:
+        """Path → digest of a step's outputs, as its receipt says; a receipt is read once, or written here."""
+        if step.name not in self._made:
+            receipt = read_receipt(step.receipt)
+            self._made[step.name] = dict(receipt.outputs.values()) if receipt else {}
+        return self._made[step.name]
 
     def _make(self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None) -> Record | None:
         """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept."""
@@ -229,7 +236,9 @@ class Builder:
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
-        _receipt(step, receipt_of(step, record))
+        receipt = receipt_of(step, record)
+        _receipt(step, receipt)
+        self._made[step.name] = dict(receipt.outputs.values())
         memo.forget(step.receipt)
 
     def _in_place(self, path: str, artifact: Artifact) -> bool:
