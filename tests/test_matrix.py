@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgebuild import load, matrix
+from edgebuild.files import unsealed
 from edgebuild.project import Project
 from tests.conftest import PLATFORM, ROOT, TARGET, Lab, make_lab, write_model
 from tests.test_cli import last_run, run
@@ -175,7 +176,7 @@ def test_the_plan_cache_knows_the_group_and_sees_edits(lab: Lab) -> None:
         if (lab.root / ".edgebuild" / "plan.json").exists():
             break
         first = Project()
-    cached = json.loads((lab.root / ".edgebuild" / "plan.json").read_text())
+    cached = json.loads(unsealed((lab.root / ".edgebuild" / "plan.json").read_bytes()))
     assert cached["groups"] == {"phone": ["phone-fake", "phone-small"]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Project, "_make", lambda self: pytest.fail("the plan was made anew"))
