@@ -49,7 +49,7 @@ MISBEHAVIOUR = {
     "!abort": "died of SIGABRT",
     "!fault": "unexpected RuntimeError",
     "!child": "",  # ends well
-    "!elsewhere": "unexpected JSONDecodeError",
+    "!elsewhere": "is not what assess:one made",
     "!elsewhere-later": "is not what quantize:one made",
 }
 BIN = Path(sys.executable).parent
