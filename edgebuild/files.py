@@ -6,22 +6,29 @@ What only saves time (memo, plan cache, the no-op's verdict) is sealed: damage m
 import os
 import sys
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 
 def mine() -> str:
     """This process, by number and start: what names its temporary files."""
-    return _named(os.getpid())
+    return _mine(os.getpid())
 
 
 @cache
-def _named(pid: int) -> str:
-    return f"{pid}.{_start_of(pid)}"  # read once: a look into /proc takes longer than the file that is named by it
+def _mine(pid: int) -> str:
+    return process_name(pid)  # read once: a look into /proc takes longer than the file that is named by it
 
 
-def owner_alive(owner: str) -> bool:
-    """Whether the process that `mine()` named so still runs (and is not another one with its number)."""
-    pid, _, start = owner.partition(".")
+def process_name(pid: int) -> str:
+    """A process by number and start, so that another one with its number is not taken for it."""
+    return f"{pid}.{_start_of(pid)}"
+
+
+def alive(name: str) -> bool:
+    """Whether the process that has this `process_name` still runs."""
+    pid, _, start = name.partition(".")
     return pid.isdigit() and start != "" and _start_of(int(pid)) == start
 
 
@@ -58,6 +65,29 @@ def remove_tree(path: str) -> None:
             os.unlink(path)
         except OSError:
             pass
+
+
+@contextmanager
+def locked(path: str, *, alone: bool = True, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a lock file, `alone` or beside others who hold it so too; `waits` is told if somebody must be waited for.
+
+    flock(2) on a descriptor of its own, so that threads count too: 9 µs, where filelock's ReadWriteLock takes 600
+    (measured). It ends with its process, however that ends. Raises OSError where the file cannot be made.
+    """
+    import fcntl
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits()
+            fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sealed(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import cache
 
 # The x86-64 micro-architecture levels of the psABI (gitlab.com/x86-psABIs), by one flag that each adds, and the
 # extensions that inference kernels dispatch on.
@@ -21,6 +22,7 @@ _EXTENSIONS = (
 )
 
 
+@cache
 def isa() -> str:
     """The instruction set as one word: `x86-64-v4+avx512_vnni+avx512_bf16`, `arm64+asimddp+i8mm`."""
     machine = os.uname().machine.lower()

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from edgebuild import hub, shipped
 from edgebuild.errors import INTERRUPTED, StepFailed, disk
-from edgebuild.files import mine, owner_alive, remove_tree
+from edgebuild.files import alive, mine, process_name, remove_tree
 from edgebuild.noop import STATE
 from edgebuild.step import ENVIRONMENT
 
@@ -59,9 +60,11 @@ class Workers:
         start = time.monotonic()
         with open(log, "wb") as output:
             process = self._start(path, scratch, output, network="download" in record)
-        note = f"{STATE}/workers/{process.pid}.json"
+        note = f"{STATE}/workers/{mine()}-{process_name(process.pid)}"
         try:
-            self._note(note, process.pid)
+            os.makedirs(f"{STATE}/workers", exist_ok=True)
+            with open(note, "xb"):
+                pass  # its name says all
             ended, peak = _watch(process, memory or _machine_memory(), start + seconds, lambda: self._look(record))
         finally:
             self._finish(process)
@@ -110,11 +113,6 @@ class Workers:
             self._live.add(process.pid)
         return process
 
-    def _note(self, path: str, pid: int) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"worker": pid, "started": _started(pid), "owner": mine()}, file)
-
     def _finish(self, process: "subprocess.Popen[bytes]") -> None:
         _kill_group(process.pid)  # children that it left behind go with it
         process.wait()
@@ -161,18 +159,14 @@ def collect(store: str) -> None:
     """End workers and remove temporary files that an earlier crash left behind, by the process that made them."""
     folder = f"{STATE}/workers"
     for name in _names(folder):
-        try:
-            with open(f"{folder}/{name}", encoding="utf-8") as file:
-                note = json.load(file)
-            if owner_alive(note["owner"]):
-                continue
-            if _started(note["worker"]) == note["started"] != 0:
-                _kill_group(note["worker"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        owner, _, worker = name.partition("-")
+        if alive(owner):
+            continue
+        if alive(worker):
+            _kill_group(int(worker.partition(".")[0]))
         remove_tree(f"{folder}/{name}")
     for name in _names(f"{store}/tmp"):
-        if not owner_alive(name.split("-")[0]):
+        if not alive(name.split("-")[0]):
             remove_tree(f"{store}/tmp/{name}")
     for place in ("dist", STATE, *(f"build/{name}" for name in _names("build"))):
         _collect_temporaries(place)
@@ -182,7 +176,7 @@ def _collect_temporaries(place: str) -> None:
     for name in _names(place):
         path = os.path.join(place, name)
         if name.startswith(".tmp-"):
-            if not owner_alive(name.removeprefix(".tmp-").split("-")[0]):
+            if not alive(name.removeprefix(".tmp-").split("-")[0]):
                 remove_tree(path)
         elif place.count("/") == 1 and os.path.isdir(path) and not os.path.islink(path):
             _collect_temporaries(path)
@@ -244,19 +238,11 @@ def _anonymous(process: Any) -> int:
     return int(info.rss) - int(getattr(info, "shared", 0))
 
 
+@cache
 def _machine_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total * 0.95)
-
-
-def _started(pid: int) -> float:
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return 0.0
 
 
 def _kill_group(pid: int) -> None:

@@ -11,7 +11,7 @@ from edgebuild import machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
-from edgebuild.files import remove_tree, write_whole
+from edgebuild.files import locked, remove_tree, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
@@ -336,24 +336,19 @@ def _ours(path: str, receipt: str) -> bool:
 
 @contextmanager
 def _machine(alone: bool, waits: Callable[[], None]) -> Iterator[None]:
-    """A measuring step has the machine to itself; every other step shares it: across threads, builds and stores."""
-    from filelock import ReadWriteLock, Timeout
+    """A measuring step has the machine to itself; every other step shares it: across threads, builds and stores.
 
+    Who waits to have it keeps the turn meanwhile, so that no other step begins before.
+    """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    try:
-        os.makedirs(f"{cache}/edgebuild", exist_ok=True)
-        lock = ReadWriteLock(f"{cache}/edgebuild/machine.db", is_singleton=False)
-    except OSError as error:
-        raise StepFailed(
-            f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
-        ) from error
-    take = lock.write_lock if alone else lock.read_lock
     with ExitStack() as held:
         try:
-            held.enter_context(take(timeout=1))
-        except Timeout:
-            waits()
-            held.enter_context(take(timeout=-1))
+            with locked(f"{cache}/edgebuild/machine.turn", alone=alone, waits=waits):
+                held.enter_context(locked(f"{cache}/edgebuild/machine.lock", alone=alone, waits=waits))
+        except OSError as error:
+            raise StepFailed(
+                f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
+            ) from error
         yield
 
 

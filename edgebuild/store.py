@@ -15,11 +15,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from edgebuild import digest
 from edgebuild.artifact import Artifact, Record, record_from_json
-from edgebuild.files import mine, remove_tree
+from edgebuild.files import locked, mine, remove_tree
 from edgebuild.memo import Memo
 
 FICLONE = 0x40049409  # linux/fs.h: share a file's extents with another file (reflink)
@@ -179,37 +179,13 @@ class Store:
         finally:
             remove_tree(folder)
 
-    @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> AbstractContextManager[None]:
         """Held while a key is worked on: of two builds that want it, the second waits, then restores."""
-        import fcntl
+        return locked(f"{self.root}/locks/{key[:32]}")
 
-        os.makedirs(f"{self.root}/locks", exist_ok=True)
-        with open(f"{self.root}/locks/{key[:32]}", "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def held(self, *, alone: bool = False, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keep what the store holds from being removed meanwhile; `alone`: be the one who removes. `waits`: told if it must.
-
-        flock(2) on a descriptor of its own, so that threads count too: 9 µs, where filelock's ReadWriteLock takes 600
-        (measured). It ends with its process, however that ends.
-        """
-        import fcntl
-
-        os.makedirs(self.root, exist_ok=True)
-        handle = os.open(f"{self.root}/lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-            try:
-                fcntl.flock(handle, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waits()
-                fcntl.flock(handle, how)
-            yield
-        finally:
-            os.close(handle)
+    def held(self, *, alone: bool = False, waits: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+        """Keep what the store holds from being removed meanwhile; `alone`: be the one who removes. `waits`: told if it must."""
+        return locked(f"{self.root}/lock", alone=alone, waits=waits)
 
     # -- inside -------------------------------------------------------------------------------------------------------
     def _intact(self, sha256: str, tree: bool = False) -> bool:

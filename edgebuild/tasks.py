@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import partial
 from types import FrameType
@@ -18,7 +19,7 @@ from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
 from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
-from edgebuild.files import write_whole
+from edgebuild.files import locked, write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
 from edgebuild.noop import STATE
@@ -70,6 +71,7 @@ class Tasks:
         self.fresh = Fresh(self.project, again)
         self._builder: Builder | None = None
         self._lock = threading.Lock()
+        self._turn = ExitStack()  # held from the first step until the process ends
         self._interrupted = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
@@ -115,19 +117,11 @@ class Tasks:
         """
         if self.fresh.remembered:
             return
-        from filelock import FileLock, Timeout
-
-        self._turn = FileLock(f"{STATE}/build.lock", is_singleton=False)
         try:
-            os.makedirs(STATE, exist_ok=True)
-            try:
-                self._turn.acquire(timeout=0)
-            except Timeout:
-                print("waits for another build of this project", flush=True)
-                self._turn.acquire()
-                self.project.memo.forget_all()
+            self._turn.enter_context(locked(f"{STATE}/build.lock", waits=_waits))
         except OSError:
             pass
+        self.project.memo.forget_all()  # who was waited for may have touched what the plan was made from
         from edgebuild.process import collect
 
         collect(self.project.store.root)
@@ -295,6 +289,10 @@ class _Reporter:
 def _word(name: str) -> str:
     """A target's name in a task's; that of a file which may not be one too, where doit would refuse it or the terminal obey."""
     return shown(name).replace("=", "%3d")
+
+
+def _waits() -> None:
+    print("waits for another build of this project", flush=True)
 
 
 def _save_traceback() -> str:

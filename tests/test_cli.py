@@ -192,11 +192,9 @@ def test_parallel_builds_do_the_work_once(lab: Lab) -> None:
 
 def test_a_measuring_step_has_the_machine_to_itself(lab: Lab, tmp_path: Path) -> None:
     """While one build measures, the framework steps of another, with another store, wait and say so."""
-    from filelock import ReadWriteLock
+    from edgebuild.files import locked
 
-    cache = Path(os.environ["XDG_CACHE_HOME"]) / "edgebuild"
-    cache.mkdir(parents=True, exist_ok=True)
-    with ReadWriteLock(str(cache / "machine.db"), is_singleton=False).write_lock():
+    with locked(f"{os.environ['XDG_CACHE_HOME']}/edgebuild/machine.lock"):
         process = subprocess.Popen([str(BIN / "doit")], cwd=lab.root, stdout=subprocess.PIPE, text=True)
         assert process.stdout
         assert "waits for a measurement" in process.stdout.readline()

@@ -88,7 +88,7 @@ def test_a_no_op_imports_little(tmp_path: Path) -> None:
         subprocess.run(doit, cwd=lab.root, check=True, capture_output=True)
     code = "import sys\nfrom edgebuild.cli import main\nassert main([]) == 0\nprint(*sys.modules)"
     quick = subprocess.run([sys.executable, "-c", code], cwd=lab.root, capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"yaml", "jsonschema", "jinja2", "rich", "numpy", "onnx", "mlx", "filelock", "psutil"}
+    heavy = {"yaml", "jsonschema", "jinja2", "rich", "numpy", "onnx", "mlx", "psutil"}
     assert heavy.isdisjoint(quick)
     assert "doit" not in quick
     code = "import sys\nfrom doit.doit_cmd import DoitMain\ntry: DoitMain().run([])\nfinally: print(*sys.modules)"
