@@ -385,7 +385,7 @@ def _verdict(report: Mapping[str, Any]) -> str:
 def _start() -> None:
     """Import MLX, and compute on the CPU on Linux: mlx-cpu is what the extra installs, also where there is a GPU.
 
-    Raises StepFailed; importing mlx_lm sets the limit of open files to 4,096, which fails where it is lower already.
+    There it compiles nothing: no result depends on a compiler that the machine may have. Raises StepFailed; importing mlx_lm sets the limit of open files to 4,096, which fails where it is lower already.
     """
     with _mlx("start"):
         import mlx.core as mx
@@ -393,6 +393,7 @@ def _start() -> None:
 
         if _LINUX:
             mx.set_default_device(mx.Device(mx.cpu))
+            mx.disable_compile()  # it fuses kernels by the machine's C++ compiler, anew in each process
 
 
 def _kept(floats: int, available: int) -> bool:
