@@ -159,17 +159,25 @@ def _longest(session: Session, text: NDArray[np.int32]) -> tuple[NDArray[np.int3
     """A prompt in `text` whose greedy continuation is clear for long enough, else the longest; and it with what follows it."""
     found = []
     for offset in OFFSETS:
-        prompt = tokens = text[offset : offset + PROMPT]
-        clear = []
-        for _ in range(CONTINUATION):
-            last = session.logits(tokens)[-1]
-            clear.append(bool(_clear(last[None])[0]))
-            tokens = np.append(tokens, last.argmax()).astype(np.int32)
-        found.append((_count(clear), -offset, prompt, tokens))
-        if _count(clear) >= ENOUGH:
+        tokens, count = text[offset : offset + PROMPT], 0
+        while count < CONTINUATION:
+            tokens, clear = _next(session, tokens)
+            if not clear:
+                break  # what follows it counts no more, and a pass of a large model takes many seconds
+            count += 1
+        found.append((count, -offset, tokens))
+        if count >= ENOUGH:
             break
-    _, _, prompt, tokens = max(found, key=lambda one: one[:2])
-    return prompt, tokens
+    *_, tokens = max(found, key=lambda one: one[:2])
+    while len(tokens) < PROMPT + CONTINUATION:
+        tokens, _ = _next(session, tokens)
+    return tokens[:PROMPT], tokens
+
+
+def _next(session: Session, tokens: NDArray[np.int32]) -> tuple[NDArray[np.int32], bool]:
+    """Tokens and the likeliest after them; whether that one is clear."""
+    last = session.logits(tokens)[-1]
+    return np.append(tokens, last.argmax()).astype(np.int32), bool(_clear(last[None])[0])
 
 
 def _clear(logits: NDArray[np.float32]) -> NDArray[np.bool_]:

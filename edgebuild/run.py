@@ -304,7 +304,9 @@ def clean(project: Project, step: Step) -> None:
 def sweep(project: Project) -> dict[str, str]:
     """Remove what steps and targets that are no more had made, by their receipts; → target → why that could not be."""
     receipts = {step.receipt for step in project.steps.values()}
-    problems = {}
+    problems: dict[str, str] = {}
+    if not project.problems:
+        _forget_sources(project)
     for target in _names("build"):
         if any(target == name or target.startswith(f"{name}-") for name in project.problems):
             continue  # it cannot be planned today, or is one of a file's that cannot be read; what it made stays
@@ -321,6 +323,14 @@ def sweep(project: Project) -> dict[str, str]:
             except OSError:
                 pass
     return problems
+
+
+def _forget_sources(project: Project) -> None:
+    """Remove folders of links that no step brings any more; the model files that they show stay in their own cache."""
+    wanted = {path for step in project.steps.values() for path in step.outputs.values()}
+    for place, _, _ in os.walk(SOURCES, topdown=False):
+        if place not in wanted and not any(path.startswith(f"{place}/") or place.startswith(f"{path}/") for path in wanted):
+            remove_tree(place)
 
 
 def _ours(path: str, receipt: str) -> bool:

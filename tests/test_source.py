@@ -18,10 +18,10 @@ from edgebuild.fresh import Fresh
 from edgebuild.process import Workers
 from edgebuild.progress import Plain
 from edgebuild.project import Project
-from edgebuild.run import Builder, Done
+from edgebuild.run import Builder, Done, sweep
 from edgebuild.target import parse_source
 from edgebuild.verify import verify
-from tests.conftest import ROOT, Lab, perform_here
+from tests.conftest import ROOT, TARGET, Lab, perform_here
 from tests.loopback import COMMIT, Loopback, serve
 
 GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + b"hello" + bytes(3_000_000)
@@ -226,6 +226,20 @@ def test_two_targets_of_one_repository_fetch_once(lab: Lab, hub: Loopback) -> No
     target(lab, PHI, "two")
     run(lab)
     assert run(lab, "fetch:two").outcome == "restored"
+
+
+def test_links_that_no_target_needs_go_and_the_cache_stays(lab: Lab, hub: Loopback, tmp_path: Path) -> None:
+    target(lab, PHI, "two")
+    for name in ("fetch:one", "fetch:two"):
+        run(lab, name)
+    links = lab.root / f".edgebuild/sources/hf/org/model/{COMMIT}"
+    (lab.root / "targets" / "two.yaml").unlink()
+    assert not sweep(Project())
+    assert links.is_dir()
+    target(lab, TARGET)
+    assert not sweep(Project())
+    assert not (lab.root / ".edgebuild/sources").exists()
+    assert list((tmp_path / "hf").rglob("model.safetensors"))
 
 
 # -- https -----------------------------------------------------------------------------------------------------------------

@@ -74,9 +74,9 @@ def read(path: str) -> Header:
                 found = True
                 _graph(value, header, 0)
     except (IndexError, TypeError, UnicodeDecodeError, KeyError) as error:
-        raise ValueError("its graph cannot be read: truncated or damaged") from error
+        raise ValueError("its graph cannot be read: truncated or damaged; copy or download it again") from error
     if not found:
-        raise ValueError("it holds no graph: truncated or damaged")
+        raise ValueError("it holds no graph: truncated or damaged; copy or download it again")
     return header
 
 
@@ -207,13 +207,13 @@ def _fields(view: Any, whole: bool = True) -> Iterator[Field]:
         elif wire in (1, 5):
             width = 8 if wire == 1 else 4
             if position + width > end:
-                raise ValueError("it ends within a field: truncated")
+                raise ValueError("it ends within a field: truncated; copy or download it again")
             yield number, wire, 0
             position += width
         elif wire == 2:
             length, position = _varint(view, position)
             if whole and position + length > end:
-                raise ValueError("it ends within a field: truncated or damaged")
+                raise ValueError("it ends within a field: truncated or damaged; copy or download it again")
             yield number, wire, view[position : position + length]
             position += length
         else:
