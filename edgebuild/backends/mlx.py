@@ -385,7 +385,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
 def _start() -> None:
     """Import MLX, and compute on the CPU on Linux: mlx-cpu is what the extra installs, also where there is a GPU.
 
-    There it compiles nothing: no result depends on a compiler that the machine may have. Raises StepFailed; importing mlx_lm sets the limit of open files to 4,096, which fails where it is lower already.
+    There it compiles nothing: no result depends on a compiler that the machine may have. Raises StepFailed; importing mlx_lm
+    sets the limit of open files to 4,096, which fails where it is lower already.
     """
     with _mlx("start"):
         import mlx.core as mx
