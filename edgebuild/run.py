@@ -13,6 +13,7 @@ from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import locked, remove_tree, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
+from edgebuild.memo import parts
 from edgebuild.noop import STATE
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
@@ -67,6 +68,7 @@ class Builder:
     def _run(self, step: Step, start: float) -> Done:
         before = read_receipt(step.receipt)
         for _ in range(TRIES):
+            seen = _seen(step)
             inputs = self._inputs(step)
             key = step.key(inputs)
             with self.project.store.lock(key):
@@ -79,7 +81,7 @@ class Builder:
                         self._deliver(step, record, before)
                 outcome = "restored" if record else "ran"
                 if record is None:
-                    record = self._make(step, key, inputs, before)
+                    record = self._make(step, key, inputs, before, seen)
                 if record is not None:
                     break
         else:
@@ -113,13 +115,18 @@ class Builder:
             self._made[step.name] = dict(receipt.outputs.values()) if receipt else {}
         return self._made[step.name]
 
-    def _make(self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None) -> Record | None:
-        """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept."""
+    def _make(
+        self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None, seen: Mapping[str, object]
+    ) -> Record | None:
+        """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept.
+
+        Also where it was edited back before the action ended: its digest is the same, and the action may have read another.
+        """
         log = f"{STATE}/logs/{step.target}/{step.stem}.log"
         with self.project.store.scratch() as scratch:
             download = self._download(step, key, scratch)
             outputs, result = self.act(step, step.inputs, scratch, log, download)
-            if self._inputs(step) != inputs:
+            if _seen(step) != seen or self._inputs(step) != inputs:
                 return None
             with self._beside_gc(step):
                 record = self._publish(step, key, inputs, outputs, result, _digest_of_log(self.project, log))
@@ -270,6 +277,20 @@ class Builder:
             perform({**action, "outputs": {name: os.path.abspath(f"{scratch}/{name}") for name in build.outputs}})
             with open(f"{scratch}/evidence", "rb") as file:
                 write_whole(build.outputs["evidence"], file.read())
+
+
+def _seen(step: Step) -> dict[str, tuple[int, int, int] | None]:
+    """Of every path that a step reads: (mtime, size, inode). Not ctime, which our own hard links to an object move."""
+    seen: dict[str, tuple[int, int, int] | None] = {}
+    for path in step.inputs.values():
+        for part in parts(path):
+            try:
+                found = os.stat(part)
+            except OSError:
+                seen[part] = None
+            else:
+                seen[part] = found.st_mtime_ns, found.st_size, found.st_ino
+    return seen
 
 
 def _receipt(step: Step, receipt: Receipt) -> None:

@@ -7,7 +7,7 @@ that a key holds is varied. Each guard, taken out, must make the property fail: 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from hypothesis import strategies as st
 
 from edgebuild import fresh as fresh_module
 from edgebuild import plan, toolchain
+from edgebuild.fresh import Fresh
+from edgebuild.process import Result, Workers
+from edgebuild.project import Project
+from edgebuild.run import Builder
 from edgebuild.step import VERBS, Step
-from tests.conftest import PLATFORM, Lab, make_lab, write_model
+from tests.conftest import PLATFORM, Lab, make_lab, perform_here, write_model
 
 State = dict[str, Any]
 START: State = {
@@ -212,3 +216,29 @@ def test_the_property_fails_without(
 def test_a_lab_is_what_it_says(lab: Lab) -> None:
     assert set(lab.build().values()) == {"ran"}
     assert set(lab.build().values()) == {"fresh"}
+
+
+def test_an_edit_that_is_undone_while_a_step_runs_is_seen(tmp_path: Path) -> None:
+    """Its input's digest is as before, and what it read was another file: nothing of that may be kept under this key."""
+    lab = make_lab(tmp_path / "project")
+    edits = []
+
+    def perform(record: Mapping[str, Any], *rest: Any) -> Result:
+        if record["verb"] != "convert" or edits:
+            return perform_here(record, *rest)
+        edits.append(record["name"])
+        write_model(lab.root / "model.gguf", "another")
+        result = perform_here(record, *rest)
+        write_model(lab.root / "model.gguf", "hello")
+        return result
+
+    os.chdir(lab.root)
+    project = Project()
+    builder = Builder(project, Fresh(project), Workers(), perform)
+    for name in ("fetch:one", "assess:one", "convert:one"):
+        builder.run(project.steps[name])
+    assert edits
+    made = (lab.root / "build/one/convert/model/payload.json").read_bytes()
+    clean = make_lab(tmp_path / "clean")
+    clean.build()
+    assert made == (clean.root / "build/one/convert/model/payload.json").read_bytes()
