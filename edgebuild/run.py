@@ -1,5 +1,6 @@
 """Step → what it made: key → record in the store: restore; else a worker, then publish. Also what must go from `dist/`."""
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from edgebuild.explain import why
 from edgebuild.files import locked, remove_tree, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.memo import parts
-from edgebuild.noop import STATE
+from edgebuild.noop import STATE, Signature, signature
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
 from edgebuild.step import SOURCES, Step
@@ -279,18 +280,10 @@ class Builder:
                 write_whole(build.outputs["evidence"], file.read())
 
 
-def _seen(step: Step) -> dict[str, tuple[int, int, int] | None]:
-    """Of every path that a step reads: (mtime, size, inode). Not ctime, which our own hard links to an object move."""
-    seen: dict[str, tuple[int, int, int] | None] = {}
-    for path in step.inputs.values():
-        for part in parts(path):
-            try:
-                found = os.stat(part)
-            except OSError:
-                seen[part] = None
-            else:
-                seen[part] = found.st_mtime_ns, found.st_size, found.st_ino
-    return seen
+def _seen(step: Step) -> dict[str, Signature | None]:
+    """What tells whether a path that a step reads was touched; without ctime, which our own hard links to an object move."""
+    found = {part: signature(part) for path in step.inputs.values() for part in parts(path)}
+    return {part: one and [one[0], *one[2:]] for part, one in found.items()}
 
 
 def _receipt(step: Step, receipt: Receipt) -> None:
@@ -372,10 +365,11 @@ def _machine(alone: bool, waits: Callable[[], None]) -> Iterator[None]:
     Who waits to have it keeps the turn meanwhile, so that no other step begins before.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    told = functools.cache(waits)  # once, whichever of the two it waits for
     with ExitStack() as held:
         try:
-            with locked(f"{cache}/edgebuild/machine.turn", alone=alone, waits=waits):
-                held.enter_context(locked(f"{cache}/edgebuild/machine.lock", alone=alone, waits=waits))
+            with locked(f"{cache}/edgebuild/machine.turn", alone=alone, waits=told):
+                held.enter_context(locked(f"{cache}/edgebuild/machine.lock", alone=alone, waits=told))
         except OSError as error:
             raise StepFailed(
                 f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"

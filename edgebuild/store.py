@@ -140,7 +140,7 @@ class Store:
         """A record was used: `gc` drops those first that were not used for longest."""
         try:
             os.utime(self.record_file(key))
-        except OSError:
+        except PermissionError:
             pass  # another user's; then its age is that of its making
 
     # -- what there is ------------------------------------------------------------------------------------------------

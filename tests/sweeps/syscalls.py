@@ -251,10 +251,9 @@ class Bench:
             yield from leftovers(self.root)
 
     def _survivable(self, call: Call) -> bool:
-        """A cache, the machine's lock or a record's age may be lost; what cannot be removed is collected at the next start."""
+        """A cache or the machine's lock may be lost; what cannot be removed is collected at the next start."""
         ours = call.path.startswith(f"{self.root}/")
-        age = call.name == "utimensat" and call.path.startswith(f"{self.root}/.edgebuild/records/")
-        return not ours or age or os.path.dirname(call.path) == str(self.root / ".edgebuild") or call.removing
+        return not ours or os.path.dirname(call.path) == str(self.root / ".edgebuild") or call.removing
 
 
 def unsynced(calls: Iterable[Call], root: Path) -> Iterator[str]:
