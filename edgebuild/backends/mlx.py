@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference, samples
+from edgebuild import reference
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import EdgebuildError, StepFailed
 from edgebuild.formats import safetensors
@@ -78,6 +78,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
     `_in_float32` keeps them, else the largest tensor twice; and a window's logits.
     """
+    from edgebuild import samples
+
     count = sum(facts.parameters.values())
     weights = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
     making = 0
