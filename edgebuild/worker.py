@@ -115,6 +115,7 @@ def _dispatch(action: Action) -> Outcome:
 
 def main(path: str) -> int:
     """Run the record at `path` and write `result.json` beside it. What is printed goes to the log."""
+    _ask_for_death()  # first: a network namespace may be waited for, while others are taken down
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
@@ -163,10 +164,15 @@ def _leave_network() -> str:
     return "none"
 
 
-def _die_with_parent() -> None:
-    """By a signal where the kernel has one, and by the end of the input pipe, which every system has."""
+def _ask_for_death() -> None:
+    """A signal when our parent dies, where the kernel has one. Entering a user namespace takes it away again."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _die_with_parent() -> None:
+    """By that signal, and by the end of the input pipe, which every system has."""
+    _ask_for_death()
 
     def watch() -> None:
         try:
