@@ -23,6 +23,10 @@ def read(path: str) -> Header:
     version, tensors, keys = (int.from_bytes(head[a:b], "little") for a, b in ((4, 8), (8, 16), (16, 24)))
     if version not in (2, 3):
         raise ValueError(f"its version is {version}; known are 2 and 3")
+    _check_counts(tensors, keys, size)
+    return Header(version=version, tensors=tensors, keys=keys)
+
+
+def _check_counts(tensors: int, keys: int, size: int) -> None:
     if tensors * 24 > size or keys * 12 > size:
         raise ValueError(f"its header claims {tensors} tensors and {keys} keys in a file of {size} bytes: damaged")
-    return Header(version=version, tensors=tensors, keys=keys)

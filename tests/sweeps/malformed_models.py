@@ -654,7 +654,7 @@ GUARDS: dict[str, tuple[str, Callable[[], None]]] = {
     "subgraph-depth": ("onnx bomb", _set(onnx, "MAX_DEPTH", 10**9)),
     "external-data": ("onnx bomb", _set(onnx, "external_files", lambda path: [])),
     "tensor-count": ("safetensors bomb", _set(safetensors, "MAX_TENSORS", 10**9)),
-    "gguf-counts": ("gguf bomb", _set(gguf, "read", lambda path: None)),
+    "gguf-counts": ("gguf bomb", _set(gguf, "_check_counts", lambda tensors, keys, size: None)),
     "npz-bytes": ("npz bomb", _set(samples, "MAX_BYTES", 10**15)),
     "npz-header": ("npz bomb", _set(samples, "_header", _dtype_alone)),
 }

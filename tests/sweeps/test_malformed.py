@@ -23,9 +23,14 @@ def test_a_tenth(module: str, count: int) -> None:
 
 @pytest.mark.parametrize("guard", sorted(malformed_targets.GUARDS))
 def test_targets_fail_without(guard: str) -> None:
-    assert sweep(TARGETS, 300, seed=20, without=guard, batch=300).violations
+    assert _found_out(sweep(TARGETS, 300, seed=20, without=guard, batch=300).violations)
 
 
 @pytest.mark.parametrize("guard", sorted(malformed_models.GUARDS))
 def test_models_fail_without(guard: str) -> None:
-    assert sweep(MODELS, 600, seed=20, without=guard, batch=600).violations
+    assert _found_out(sweep(MODELS, 600, seed=20, without=guard, batch=600).violations)
+
+
+def _found_out(violations: list[str]) -> list[str]:
+    """Those that are no fault of how the guard was taken out: what stands in its place lacks nothing."""
+    return [one for one in violations if "AttributeError" not in one]
