@@ -1,6 +1,6 @@
 """A build broken at every system call that changes something on disk: killed there, or told ENOSPC or EIO.
 
-    python -m tests.sweeps.syscalls [--kill | --error] [--part PART]… [--tenth SEED] [--jobs N] [--without GUARD]
+    python -m tests.sweeps.syscalls [--kill | --error] [--part PART]… [--call NAME]… [--tenth SEED] [--jobs N] [--without GUARD]
 
 After each: nothing is torn, the store is sound; the edit undone, built, done again, built, each time with what a clean
 build makes; nothing is left behind. An error also ends the build with one line and status 1, or is one of a mere cache.
@@ -325,6 +325,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--kill", action="store_true", help="SIGKILL alone")
     parser.add_argument("--error", action="store_true", help="ENOSPC and EIO alone")
     parser.add_argument("--part", action="append", choices=[*PARTS], help="of these parts alone")
+    parser.add_argument("--call", action="append", metavar="NAME", help="at these system calls alone")
     parser.add_argument("--tenth", metavar="SEED", type=int, help="a tenth of the points, drawn by this seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--without", choices=[*GUARDS], default="", help="with this guard switched off, to see that it is missed")
@@ -334,6 +335,7 @@ def main(words: list[str]) -> int:
     found = [
         one for one in sweep.points if (one.error == "KILL" or not chosen.kill) and (one.error != "KILL" or not chosen.error)
     ]
+    found = [one for one in found if not chosen.call or one.call.name in chosen.call]
     found = random.Random(chosen.tenth).sample(found, len(found) // (1 if chosen.tenth is None else 10))
     unsure = sweep.unsynced()
     print(*unsure, sep="\n", end="\n" if unsure else "")
