@@ -29,6 +29,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
+READERS: dict[str, tuple[str, ...]] = dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",))  # what a backend shares
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 
@@ -162,7 +163,7 @@ class _Builder:
         if verb == "fetch" and params:
             modules += DOWNLOADS["hf" if "repository" in params else "https"]
         if runs:
-            modules += [f"backends.{self.choice.framework}"]
+            modules += [f"backends.{self.choice.framework}", *READERS.get(self.choice.framework, ())]
             components["backend"] = self.choice.framework
             components["toolchain"] = dict(self.around.versions(tuple(BACKENDS[self.choice.framework].PACKAGES)))
             components["isa"] = self.around.isa

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
+    "NNCF_CI": "1",  # NNCF's word for: no telemetry
 }
 
 

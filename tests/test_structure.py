@@ -41,6 +41,8 @@ def test_a_recipe_names_every_module_that_its_action_runs(verb: str, graph: grim
     named = set(plan.CODE[verb]) | {name for name in ROOTS[verb] if name.startswith(("backends.", "bundles."))}
     for kind in BUNDLES.values():
         named |= set(kind.CODE) if verb == "package" else set()
+    for modules in plan.READERS.values():
+        named |= set(modules) if verb in ("convert", "quantize") else set()
     for modules in plan.DOWNLOADS.values():
         named |= set(modules) if verb == "fetch" else set()
     for root in ROOTS[verb]:
@@ -51,14 +53,14 @@ def test_a_recipe_names_every_module_that_its_action_runs(verb: str, graph: grim
 
 
 def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
-    for modules in (*plan.CODE.values(), *plan.DOWNLOADS.values()):
+    for modules in (*plan.CODE.values(), *plan.DOWNLOADS.values(), *plan.READERS.values()):
         for module in modules:
             assert f"edgebuild.{module}" in graph.modules
 
 
 def test_extras_pin_what_the_locks_pin() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for backend in ("mlx", "onnxruntime"):
+    for backend in ("mlx", "onnxruntime", "openvino"):
         lock = (Path(shipped.PACKAGE) / "locks" / f"{backend}.txt").read_text()
         locked = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
         pins = dict(

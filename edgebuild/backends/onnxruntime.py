@@ -6,15 +6,15 @@ What is quantized is counted afterwards: on many real models the tools exit 0 an
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference
+from edgebuild import onnxsource
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import StepFailed
+from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
@@ -25,8 +25,6 @@ PACKAGES = ("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
 FORMATS = ("onnx",)
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
-OPSET = 17  # what older models are raised to: per-channel QDQ needs 13
-MAX_PROTOBUF = 1_900_000_000  # bytes; protobuf takes no message of 2 GiB or more
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 _DYNAMIC = {
@@ -37,9 +35,7 @@ _DYNAMIC = {
     "MatMulIntegerToFloat": 1,
     "QAttention": 1,
 }
-_NUMPY = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
 IMPORTED, TOOLS = 42_000_000, 10_000_000  # bytes of memory that onnxruntime, and onnx beside it, take before any model; measured
-THREADS = 1  # one thread: the figures of two runs on a busy machine stay comparable
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
@@ -47,20 +43,15 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
     method = quantize.get("method", "auto")
     if method == "auto":
         method = "static" if calibrated else "dynamic"
+    if method not in ("static", "dynamic"):
+        raise ValueError(f"method: ONNX Runtime quantizes static or dynamic, not {method}; name one of them")
     if method == "static" and not calibrated:
         raise ValueError("method: static needs calibration.data; give it, or write method: dynamic")
     return {"method": method, "symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
-    foreign = sorted(name for name in facts.operators if "." in name and name.rpartition(".")[0] not in DOMAINS)
-    if foreign:
-        return f"it uses the operator {foreign[0]}, which ONNX Runtime has only with a custom library; export it without"
-    if "scheme" in parameters and facts.quantized:
-        return (
-            f"it is quantized already ({facts.quantized}); quantize: {{scheme: none}} takes it as it is, or give the float model"
-        )
-    return ""
+    return onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime")
 
 
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
@@ -83,15 +74,14 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     """The model as a folder with `model.onnx`, its opset raised where it is older than 13, held against the source."""
     folder = action.outputs["model"]
     folder.mkdir()
-    opset = facts.opsets.get("", facts.opsets.get("ai.onnx", 0))
-    if opset and opset < 13:
-        _raise_opset(action.inputs["model"], folder / "model.onnx")
-        done = f"opset {opset} raised to {OPSET}"
+    opsets = onnxsource.opsets(facts)
+    if opsets["model"] != opsets["source"]:
+        onnxsource.raise_opset(action.inputs["model"], folder / "model.onnx")
+        done = f"opset {opsets['source']} raised to {opsets['model']}"
     else:
-        _copy(action, facts, folder)
-        done = f"opset {opset}"
-    report = _hold(action.inputs["model"], folder / "model.onnx")
-    report["opset"] = {"source": opset, "model": max(opset, OPSET if opset < 13 else opset)}
+        onnxsource.copy(action, facts, folder)
+        done = f"opset {opsets['source']}"
+    report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / "model.onnx")), "opset": opsets}
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     return Outcome(summary=f"{done}, same outputs as its source")
 
@@ -122,7 +112,9 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     except StepFailed:
         raise
     except Exception as error:  # whatever the tool raises is its refusal of this model
-        raise StepFailed(f"onnxruntime.quantization ({action.params['method']}) failed: {_first_line(error)}") from error
+        raise StepFailed(
+            f"onnxruntime.quantization ({action.params['method']}) failed: {onnxsource.first_line(error)}"
+        ) from error
     finally:
         if prepared != source:
             prepared.unlink(missing_ok=True)
@@ -138,7 +130,7 @@ def smoke() -> str:
     shape = [8, 8]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b", "c")]
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "smoke", values[:2], values[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", onnxsource.OPSET)], ir_version=8)
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, f"{folder}/model.onnx")
         session = OnnxSession(Path(folder, "model.onnx"))
@@ -153,44 +145,6 @@ def open(model: Path, view: str = "") -> OnnxSession:
     return OnnxSession(model / "model.onnx" if model.is_dir() else model)
 
 
-class OnnxSession:
-    """An ONNX file in ONNX Runtime's CPU provider, on one thread."""
-
-    def __init__(self, path: Path, optimised: bool = True) -> None:
-        import onnxruntime
-
-        onnxruntime.disable_telemetry_events()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = THREADS
-        options.log_severity_level = 3
-        if not optimised:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise StepFailed(f"ONNX Runtime does not load {path.name}: {_first_line(error)}") from error
-        self.runtime = f"onnxruntime {onnxruntime.__version__}, CPU, {THREADS} thread"
-        self.inputs: Sequence[Mapping[str, Any]] = [
-            {"name": one.name, "dtype": _numpy_type(one.type), "shape": list(one.shape)} for one in self._session.get_inputs()
-        ]
-        self._outputs = [one.name for one in self._session.get_outputs()]
-
-    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
-        except Exception as error:
-            raise StepFailed(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
-
-    def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
-        raise StepFailed("this ONNX model is run with named arrays, not with tokens; language models in ONNX are not supported")
-
-    def tokens(self, text: str) -> NDArray[Any]:
-        raise StepFailed("this ONNX model has no tokenizer; give its evaluation data as .npz")
-
-    def close(self) -> None:
-        del self._session
-
-
 class _Reader:
     """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for."""
 
@@ -203,45 +157,6 @@ class _Reader:
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         return next(self._feeds, None)
-
-
-def _copy(action: Action, facts: ModelFacts, folder: Path) -> None:
-    """One file, where protobuf's 2 GiB allow it (the quantizer reads no external data); else file for file."""
-    external = {role.removeprefix("model.data/"): path for role, path in action.inputs.items() if role.startswith("model.data/")}
-    if external and facts.bytes < MAX_PROTOBUF:
-        import onnx
-
-        onnx.save(onnx.load(action.inputs["model"]), folder / "model.onnx")
-        return
-    shutil.copyfile(action.inputs["model"], folder / "model.onnx")
-    for name, path in external.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / name)
-
-
-def _raise_opset(source: Path, target: Path) -> None:
-    import onnx
-    import onnx.version_converter
-
-    try:
-        onnx.save(onnx.version_converter.convert_version(onnx.load(source), OPSET), target)
-    except Exception as error:
-        raise StepFailed(
-            f"its opset cannot be raised to {OPSET}: {_first_line(error)}; export it again with opset {OPSET}"
-        ) from error
-
-
-def _hold(source: Path, converted: Path) -> dict[str, Any]:
-    """Both run on the same seeded inputs; the source without any graph optimisation, as an independent reading of it."""
-    from edgebuild import samples
-
-    original = OnnxSession(source, optimised=False)
-    feeds = samples.golden(original.inputs, count=4)
-    expected = original.infer(feeds)
-    original.close()
-    return reference.hold_outputs(
-        "the source model in ONNX Runtime without optimisations", expected, OnnxSession(converted).infer(feeds)
-    )
 
 
 def _prepare(source: Path, target: Path) -> Path:
@@ -282,15 +197,7 @@ def _counted(action: Action, source: Path, folder: Path) -> Outcome:
     dequantized = {name for node in made.node if node.op_type == "DequantizeLinear" for name in node.output}
     done = sum(node.op_type in _DYNAMIC for node in made.node)
     done += sum(node.op_type in QUANTIZABLE and bool(dequantized & set(node.input)) for node in made.node)
-    if not done:
-        raise StepFailed(
-            f"nothing was quantized: none of its {possible} quantizable operators ({', '.join(QUANTIZABLE[:4])}, …) was reached; "
-            "leave this model unquantized (quantize: {scheme: none}) or export it without nested subgraphs"
-        )
-    if after >= before:
-        raise StepFailed(
-            f"quantizing made it bigger: {human(before)} became {human(after)}; leave this model unquantized (quantize: {{scheme: none}})"
-        )
+    onnxsource.check_quantized(done, possible, QUANTIZABLE[:4], before, after)
     report = {
         "method": action.params["method"],
         "operators": done,
@@ -300,12 +207,3 @@ def _counted(action: Action, source: Path, folder: Path) -> Outcome:
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     return Outcome(summary=f"int8 {action.params['method']}, {done} of {possible} operators, {human(before)} → {human(after)}")
-
-
-def _numpy_type(text: str) -> str:
-    kind = text.removeprefix("tensor(").removesuffix(")")
-    return _NUMPY.get(kind, kind)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -160,6 +160,29 @@ def test_digits_are_the_same_when_rebuilt_apart_and_their_store_is_right(digits:
     assert ran(digits) == set()
 
 
+def test_digits_by_openvino_run_as_measured_and_are_the_same_when_rebuilt(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path / "project", "server-digits")
+    assert ran(folder) == set()  # it is built by name only
+    assert ran(folder, "build:server-digits") >= {"convert", "quantize", "evaluate", "benchmark", "package"}
+    evidence = json.loads((folder / "dist" / "server-digits.evidence.json").read_text())
+    jsonschema.validate(evidence, json.loads((ROOT / "schemas" / "evidence.json").read_text()))
+    assert evidence["bundle"]["level"] == "L4"
+    runtimes = {one["runtime"] for one in evidence["measurements"] if one["phase"] == "inference"}
+    assert len(runtimes) == 1
+    assert runtimes.pop().endswith("CPU, f32, 1 thread")
+    verified = subprocess.run([str(BIN / "edgebuild"), "verify", "server-digits"], cwd=folder, capture_output=True, text=True)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    for change, status in ((0.0, 0), (0.01, 1)):
+        golden = json.loads((folder / "dist" / "server-digits" / "golden.json").read_text())
+        golden["outputs"][0]["data"][3] += change
+        (folder / "dist" / "server-digits" / "golden.json").write_text(json.dumps(golden))
+        alone = subprocess.run(
+            [sys.executable, "-B", "selftest.py"], cwd=folder / "dist" / "server-digits", capture_output=True, text=True
+        )
+        assert alone.returncode == status, alone.stdout + alone.stderr
+        assert json.loads(alone.stdout.splitlines()[-1])["verdict"] == ("FAIL" if status else "PASS")
+
+
 def test_digits_one_byte_of_the_model(digits: Path) -> None:
     import onnx
 

@@ -1,0 +1,472 @@
+"""OpenVINO: ONNX in, its own IR out (model.xml, model.bin); NNCF makes int8 of weights and activations, or int8 and int4 of weights.
+
+OpenVINO computes in bfloat16 where the processor can, and an unquantized model lost 3 % of its accuracy by that: baseline and
+candidate are held to float32. What was quantized is counted in the files as they lie on the disk.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import onnxsource, reference
+from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.step import Action, Outcome
+from edgebuild.units import human
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
+FORMATS = ("onnx",)
+SCHEMES: Mapping[str, Sequence[str]] = {
+    "int8": ("method", "symmetric", "exclude", "max_drop"),
+    "int4": ("group_size", "symmetric", "ratio", "exclude"),
+}
+VIEWS: Mapping[str, str] = {"native": "the IR as it is, on the CPU in float32"}
+DOMAINS = ("", "ai.onnx", "com.microsoft")
+MODEL = "model.xml"
+# Throughput is for many requests at once: here one is timed, as a device makes them.
+CPU = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
+QUANTIZABLE = (*CONVOLUTIONS, "MatMul", "LSTMSequence", "GRUSequence", "LSTMCell", "GRUCell")
+BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8}
+# What people know by ONNX's names: `exclude` takes both.
+ONNX_NAMES: Mapping[str, Sequence[str]] = {
+    "Conv": CONVOLUTIONS[:2],
+    "ConvTranspose": CONVOLUTIONS[2:],
+    "Gemm": ("MatMul",),
+    "LSTM": ("LSTMSequence",),
+    "GRU": ("GRUSequence",),
+    "Mul": ("Multiply",),
+}
+# What stands between a weight and its reader, and between an activation's quantizer and the operator.
+_WEIGHT_PATH = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+_ACTIVATION_PATH = ("Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
+_GENERATED = re.compile(r"[A-Z]\w*_\d+\Z")  # what OpenVINO calls an operator without a name: its type and a running number
+_LAYER = re.compile(r'(<layer id="\d+" name=")([^"]*)(")')
+GROUPS = (128, 64, 32, 16)  # group sizes to suggest
+REACHED = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU")  # what NNCF takes, by its names in a source's header
+IMPORTED, TOOLS = 45_000_000, 40_000_000  # bytes of memory that openvino, and nncf beside it, take before any model; measured
+XML = 800  # bytes that an operator takes in the IR
+
+
+def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
+    """`method: auto` is static where there are calibration data, else weights; int4 is of weights. Raises ValueError."""
+    settings = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+    if scheme == "int4":
+        ratio = float(quantize.get("ratio", 1))
+        if not ratio:
+            raise ValueError("ratio: 0 leaves no layer in int4; write scheme: int8, or a ratio above 0")
+        return {"method": "weights", "group_size": quantize.get("group_size", 64), "ratio": ratio, **settings}
+    method, drop = quantize.get("method", "auto"), quantize.get("max_drop")
+    if method == "auto":
+        method = "static" if calibrated else "weights"
+    if method not in ("static", "weights"):
+        raise ValueError(
+            f"method: NNCF quantizes static (weights and activations, by calibration data) or weights (those alone), not {method}"
+        )
+    if method == "static" and not calibrated:
+        raise ValueError("method: static needs calibration.data; give it, or write method: weights")
+    if method == "weights" and drop is not None:
+        raise ValueError("max_drop: it is kept on calibration data, so it needs calibration.data and method: static")
+    return {"method": method, "max_drop": drop, **settings}
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    return onnxsource.refuse(facts, parameters, DOMAINS, "OpenVINO")
+
+
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
+    """Matrices that NNCF reaches take their bits and a scale a channel or group; and XML for each operator.
+
+    Fitted on models of 0.07, 0.6, 3 and 25 MB (sizes within 3 %, but 9 % of the smallest, which is half XML); memory, measured
+    on 0.6 and 210 MB, at 0.7 to 1 of it. Which layer is the last, and thus int8 among int4, no header tells.
+    """
+    operators = sum(facts.operators.values())
+    whole = facts.bytes + XML * operators
+    if scheme == "none":
+        return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 6 * whole // 5)
+    static, symmetric = parameters["method"] == "static", parameters["symmetric"]
+    count, reached = sum(facts.parameters.values()), {*REACHED, "Gather"} - set(parameters["exclude"])
+    layers = sum(facts.operators.get(operator, 0) for operator in reached)
+    artifact = whole + (4 if static else 3) * (count - sum(facts.weights.values()))
+    for operator in reached & set(facts.weights):
+        bytes_each = _bytes_each(parameters) if scheme == "int4" and operator in ("MatMul", "Gemm") else 1
+        artifact -= int(facts.weights[operator] * (facts.bytes / max(count, 1) - bytes_each))
+    artifact += layers * ((2800 if static else 2100 if symmetric else 3400) + (800 if scheme == "int4" else 0))
+    artifact += 700 * (operators - layers) if static else 0
+    making = IMPORTED + TOOLS + (11 * whole // 5 if static else 3 * whole // 5)
+    return Estimate(artifact=artifact, making=making, running=IMPORTED + artifact * (5 if static else 3) // 2)
+
+
+def _bytes_each(parameters: Mapping[str, Any]) -> float:
+    """Of a weight: 4 bits with a 16-bit scale a group, and a zero point of 4 bits where there is one; the rest in int8."""
+    in_groups = 0.5 + (2 if parameters["symmetric"] else 2.5) / parameters["group_size"]
+    return float(parameters["ratio"] * in_groups + 1 - parameters["ratio"])
+
+
+def convert(action: Action, facts: ModelFacts) -> Outcome:
+    """The model as IR with its weights as stored, its opset raised first where it is older than 13; held against the source."""
+    source, folder = action.inputs["model"], action.outputs["model"]
+    folder.mkdir()
+    opsets, raised = onnxsource.opsets(facts), folder.parent / "raised.onnx"
+    done = f"opset {opsets['source']}"
+    if opsets["model"] != opsets["source"]:
+        onnxsource.raise_opset(source, raised)
+        done += f" raised to {opsets['model']}"
+    readable = raised if raised.exists() else source
+    with _openvino("read this model"):
+        import openvino
+        from openvino._offline_transformations import apply_moc_transformations
+
+        model = openvino.Core().read_model(readable)
+        apply_moc_transformations(model, cf=False, smart_reshape=True)  # all that openvino.convert_model does, without telemetry
+    _save(model, folder, onnxsource.names(readable))
+    del model
+    raised.unlink(missing_ok=True)
+    session = open(folder)
+    report = {**onnxsource.hold(source, session), "opset": opsets, "runtime": session.runtime}
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"{done}, IR, same outputs as its source")
+
+
+def quantize(action: Action, facts: ModelFacts) -> Outcome:
+    """By NNCF, on the IR. Raises StepFailed where nothing was quantized, the files did not shrink, or `max_drop` is not kept."""
+    source, folder = action.inputs["model"] / MODEL, action.outputs["model"]
+    folder.mkdir()
+    with _openvino("read its own IR"):
+        import openvino
+
+        model = openvino.Core().read_model(source)
+    scope = _excluded(model, action.params["exclude"])
+    made, how = (_static if action.params["method"] == "static" else _weights)(model, scope, action)
+    _save(made, folder, set(_layers(source)))
+    return _counted(action, model, how)
+
+
+def smoke() -> str:
+    """A small matrix product, compiled; and NNCF imported, which takes two seconds."""
+    with _openvino("multiply matrices"):
+        import nncf
+        import numpy as np
+        import openvino
+        from openvino import opset13
+
+        ones = np.ones((8, 8), np.float32)
+        given = opset13.parameter([8, 8], np.float32, name="a")
+        model = openvino.Model([opset13.matmul(given, opset13.constant(ones), False, False)], [given], "smoke")
+        session = IrSession(model)
+        right = bool((next(iter(session.infer({"a": ones}).values())) == 8).all())
+    if not right:
+        raise StepFailed("OpenVINO multiplies matrices wrongly on this machine; install another version")
+    return f"{session.runtime}, nncf {nncf.__version__}"
+
+
+def open(model: Path, view: str = "") -> IrSession:
+    """Raises StepFailed where OpenVINO cannot load it."""
+    path = model / MODEL if model.is_dir() else model
+    with _openvino(f"load {path.name}"):
+        import openvino
+
+        return IrSession(openvino.Core().read_model(path))
+
+
+class IrSession:
+    """A model compiled for the CPU, in float32 and on one thread."""
+
+    def __init__(self, model: Any) -> None:
+        with _openvino("compile the model"):
+            import openvino
+
+            compiled = openvino.Core().compile_model(model, "CPU", CPU)
+            precision, threads = (compiled.get_property(key) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"))
+            self._request = compiled.create_infer_request()
+            # Compiling joins values that are equal, and with them their names: the model's own are those of its source.
+            self.inputs: Sequence[Mapping[str, Any]] = [_described(port) for port in model.inputs]
+            self._outputs = [_name(port) for port in model.outputs]
+        version = openvino.__version__.partition("-")[0]
+        self.runtime = f"openvino {version}, CPU, {precision.get_type_name()}, {threads} thread{'' if threads == 1 else 's'}"
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        with _openvino("run the model"):
+            found = self._request.infer(dict(feeds), share_inputs=True)
+            return {name: found[index] for index, name in enumerate(self._outputs)}
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        raise StepFailed(onnxsource.NO_TOKENS)
+
+    def tokens(self, text: str) -> NDArray[np.int32]:
+        raise StepFailed(onnxsource.NO_TOKENIZER)
+
+    def close(self) -> None:
+        del self._request
+
+
+def _described(port: Any) -> dict[str, Any]:
+    shape = [one.get_length() if one.is_static else None for one in port.get_partial_shape()]
+    return {"name": _name(port), "dtype": port.get_element_type().to_dtype().name, "shape": shape}
+
+
+def _name(port: Any) -> str:
+    return str(port.get_any_name()) if port.get_names() else str(port.get_node().get_friendly_name())
+
+
+# -- quantizing -----------------------------------------------------------------------------------------------------------
+def _static(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]]:
+    """Weights and activations, by the calibration data; MIXED is NNCF's word for activations with a zero point."""
+    from edgebuild import samples
+
+    session = IrSession(model)
+    feeds = list(samples.batches_of_one(action.inputs["calibration"], session.inputs, action.params["samples"]))
+    attention = _has_attention(model)
+    how: dict[str, Any] = {"samples": len(feeds), "model_type": "transformer" if attention else None}
+    with _openvino("quantize this model", "NNCF"):
+        import nncf
+
+        settings = {
+            "preset": nncf.QuantizationPreset.PERFORMANCE if action.params["symmetric"] else nncf.QuantizationPreset.MIXED,
+            "subset_size": len(feeds),
+            "model_type": nncf.ModelType.TRANSFORMER if attention else None,
+            "ignored_scope": scope,
+        }
+        if action.params["max_drop"] is None:
+            return nncf.quantize(model, nncf.Dataset(feeds), **settings), how
+        made, changed = _within(model, session, feeds, action.params["max_drop"], settings)
+        return made, {**how, "max_drop": action.params["max_drop"], "changed": changed}
+
+
+def _within(
+    model: Any, session: IrSession, feeds: Sequence[Mapping[str, Any]], limit: float, settings: Mapping[str, Any]
+) -> tuple[Any, float]:
+    """Operators go back to float until at most `limit` of the calibration samples are answered otherwise than without quantizing.
+
+    No label is asked for, and no evaluation data are seen: the unquantized model's own answers are the right ones, and accuracy
+    cannot drop further than answers change. → the model and the share that changed. Raises StepFailed.
+    """
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
+
+    items = [(feed, _answers(next(iter(session.infer(feed).values())))) for feed in feeds]
+
+    def same(compiled: Any, chosen: Any) -> tuple[float, list[float]]:
+        each = [float((_answers(compiled(feed)[0]) == answers).mean()) for feed, answers in chosen]
+        return sum(each) / len(each), each
+
+    made = nncf.quantize_with_accuracy_control(
+        model,
+        nncf.Dataset(feeds),
+        nncf.Dataset(items),
+        same,
+        max_drop=limit,
+        advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(num_ranking_workers=1),
+        **settings,
+    )
+    left = IrSession(made)
+    changed = 1 - sum(float((_answers(next(iter(left.infer(f).values()))) == a).mean()) for f, a in items) / len(items)
+    if changed > limit:
+        raise StepFailed(
+            f"quantize.max_drop: {changed:.3g} of the {len(items)} calibration samples are answered otherwise, more than {limit:g}, "
+            "with as many operators in float as NNCF could leave; raise it, give more samples, or write method: weights"
+        )
+    return made, changed
+
+
+def _answers(scores: NDArray[Any]) -> NDArray[Any]:
+    """The class of each sample of a feed. Raises StepFailed where these are no rows of scores."""
+    if scores.ndim < 1 or scores.shape[-1] < 2 or scores.ndim > 2:
+        raise StepFailed(
+            f"quantize.max_drop counts changed answers of classifiers, but the first output has the shape {list(scores.shape)}; "
+            "leave it out, and let gates judge"
+        )
+    classes: NDArray[Any] = scores.argmax(-1)
+    return classes
+
+
+def _weights(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]]:
+    """Weights alone; with `ratio` below 1 the layers that bear it worst get int8, by calibration data where there are some."""
+    params = action.params
+    kind = f"{params['scheme'].upper()}_{'SYM' if params['symmetric'] else 'ASYM'}"
+    with _openvino("quantize this model", "NNCF"):
+        import nncf
+        from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
+
+        if params["scheme"] == "int8":
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode[kind], ignored_scope=scope), {}
+        feeds = []
+        if params["ratio"] < 1 and "calibration" in action.inputs:
+            from edgebuild import samples
+
+            inputs = IrSession(model).inputs
+            feeds = list(samples.batches_of_one(action.inputs["calibration"], inputs, params["samples"]))
+        try:
+            made = nncf.compress_weights(
+                model,
+                mode=nncf.CompressWeightsMode[kind],
+                ratio=params["ratio"],
+                group_size=params["group_size"],
+                dataset=nncf.Dataset(feeds) if feeds else None,
+                ignored_scope=scope,
+                advanced_parameters=AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ERROR),
+            )
+        except nncf.InvalidGroupSizeError as error:
+            raise StepFailed(_no_multiple(params["group_size"], str(error))) from error
+    return made, {"group_size": params["group_size"], "ratio": params["ratio"], "samples": len(feeds)}
+
+
+def _no_multiple(size: int, said: str) -> str:
+    """NNCF's list of layers whose inputs the group size does not divide, as one sentence."""
+    found = re.findall(r'"([^"]+)" \(channel size: (\d+)\)', said)
+    if not found:
+        return f"quantize.group_size: {size} does not divide the inputs of every layer ({' '.join(said.split())[:200]})"
+    fitting = [str(other) for other in GROUPS if not any(int(number) % other for _, number in found)]
+    advice = f"{' or '.join(fitting)} would fit" if fitting else "leave such layers in float by quantize.exclude"
+    name, number = found[0]
+    more = f", as have {len(found) - 1} more" if len(found) > 1 else ""
+    return f"quantize.group_size: {size} does not divide the {number} inputs of the layer {name}{more}; {advice}"
+
+
+def _excluded(model: Any, names: Sequence[str]) -> Any:
+    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises StepFailed for one that matches nothing."""
+    import nncf
+
+    operators = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops() if op.get_type_name() != "Constant"}
+    found: set[str] = set()
+    for name in names:
+        kinds = ONNX_NAMES.get(name, (name,))
+        # A node with a bias becomes two operators: NODE, and NODE/WithoutBiases before it.
+        matched = {one for one, kind in operators.items() if kind in kinds or one == name or one.startswith(f"{name}/")}
+        if not matched:
+            raise StepFailed(
+                f'quantize.exclude: no node or operator is called "{name}"; operators: {", ".join(sorted(set(operators.values())))}'
+            )
+        found |= matched
+    return nncf.IgnoredScope(names=sorted(found), validate=False)
+
+
+def _has_attention(model: Any) -> bool:
+    """Whether a softmax is multiplied by something computed: NNCF has a preset for such models, and they need it."""
+    for op in model.get_ops():
+        if op.get_type_name() == "ScaledDotProductAttention":
+            return True
+        if op.get_type_name() == "Softmax" and any(_multiplied(reader.get_node()) for reader in op.output(0).get_target_inputs()):
+            return True
+    return False
+
+
+def _multiplied(op: Any, depth: int = 4) -> bool:
+    if op.get_type_name() == "MatMul":
+        return not any(_weight_bits(op, index) or _is_constant(op, index) for index in range(2))
+    passes = depth and op.get_type_name() in _ACTIVATION_PATH
+    return bool(passes) and any(_multiplied(reader.get_node(), depth - 1) for reader in op.output(0).get_target_inputs())
+
+
+# -- counting -------------------------------------------------------------------------------------------------------------
+def _counted(action: Action, original: Any, how: Mapping[str, Any]) -> Outcome:
+    with _openvino(f"load {MODEL} as it was saved"):
+        import openvino
+
+        made = openvino.Core().read_model(action.outputs["model"] / MODEL)
+    before, after = (
+        sum(path.stat().st_size for path in place.iterdir()) for place in (action.inputs["model"], action.outputs["model"])
+    )
+    possible = sum(op.get_type_name() in QUANTIZABLE for op in original.get_ops())
+    reached = [op for op in made.get_ops() if op.get_type_name() in QUANTIZABLE and _is_quantized(op)]
+    onnxsource.check_quantized(len(reached), possible, ("Conv", "MatMul", "LSTM"), before, after)
+    bits = Counter(f"int{number}" for op in reached if (number := _bits(op)))
+    scheme, method = str(action.params["scheme"]), str(action.params["method"])
+    if scheme == "int4" and not bits["int4"]:
+        raise StepFailed(
+            "nothing became int4: NNCF takes MatMul and Gemm alone, but for the last one, and this model has no other; "
+            "write scheme: int8, or name another framework"
+        )
+    report = {
+        "method": method,
+        "symmetric": action.params["symmetric"],
+        "operators": len(reached),
+        "quantizable": possible,
+        "weights": dict(sorted(bits.items())),
+        "bytes_before": before,
+        "bytes_after": after,
+        **how,
+    }
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"{scheme} {method}, {len(reached)} of {possible} operators, {human(before)} → {human(after)}")
+
+
+def _is_quantized(op: Any) -> bool:
+    return bool(_bits(op)) or any(_has_quantizer(op, index) for index in range(op.get_input_size()))
+
+
+def _bits(op: Any) -> int:
+    """The fewest bits of an operator's weights, 0 where all are floats."""
+    return min(filter(None, (_weight_bits(op, index) for index in range(op.get_input_size()))), default=0)
+
+
+def _weight_bits(op: Any, index: int) -> int:
+    """Bits of the stored weight behind an input, 0 where there is none or a float."""
+    node = op.input_value(index).get_node()
+    while node.get_type_name() in _WEIGHT_PATH:
+        node = node.input_value(0).get_node()
+    return BITS.get(node.get_element_type().get_type_name(), 0) if node.get_type_name() == "Constant" else 0
+
+
+def _is_constant(op: Any, index: int) -> bool:
+    return bool(op.input_value(index).get_node().get_type_name() == "Constant")
+
+
+def _has_quantizer(op: Any, index: int) -> bool:
+    node = op.input_value(index).get_node()
+    while node.get_type_name() in _ACTIVATION_PATH:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize")
+
+
+# -- files ----------------------------------------------------------------------------------------------------------------
+def _save(model: Any, folder: Path, kept: set[str]) -> None:
+    with _openvino("save the model"):
+        import openvino
+
+        openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+    _rename(folder / MODEL, kept)
+
+
+def _layers(xml: Path) -> list[str]:
+    return [html.unescape(name) for _, name, _ in _LAYER.findall(xml.read_text(encoding="utf-8"))]
+
+
+def _rename(xml: Path, kept: set[str]) -> None:
+    """Generated names hold a number that counts all that the process made before: renumber them, in the order of the file.
+
+    Layers are joined by their ids, so a name means nothing to OpenVINO. `kept` are the names that somebody gave.
+    """
+    numbers: Counter[str] = Counter()
+
+    def renamed(match: re.Match[str]) -> str:
+        if html.unescape(match[2]) in kept or not _GENERATED.match(match[2]):
+            return match[0]
+        kind = match[2].rpartition("_")[0]
+        numbers[kind] += 1
+        return f"{match[1]}{kind}.{numbers[kind]}{match[3]}"
+
+    xml.write_text(_LAYER.sub(renamed, xml.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@contextmanager
+def _openvino(doing: str, who: str = "OpenVINO") -> Iterator[None]:
+    """A framework's exception as one sentence of ours."""
+    try:
+        yield
+    except EdgebuildError:
+        raise
+    except Exception as error:
+        said = re.sub(r"Exception from \S+:\d+:", "", reference.said(error)).strip()
+        raise StepFailed(f"{who} cannot {doing}: {said}") from error

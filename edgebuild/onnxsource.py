@@ -1,0 +1,166 @@
+"""ONNX as a source: opsets, copies and names of it, its own runtime as the reference, and what its quantizers are held to.
+
+What the backends that take ONNX share. Imported by them alone; the frameworks are imported where they are used, in a worker.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import reference
+from edgebuild.backend import ModelFacts, Session
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action
+from edgebuild.units import human
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OPSET, OLDEST = 17, 13  # what models older than the second are raised to: per-channel quantization needs 13
+MAX_PROTOBUF = 1_900_000_000  # bytes; protobuf takes no message of 2 GiB or more
+EXTERNAL = "model.data/"  # roles of the files that hold a model's external data
+_NUMPY = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
+THREADS = 1  # one thread: the figures of two runs on a busy machine stay comparable
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any], domains: Sequence[str], runtime: str) -> str:
+    """Why a runtime that has the operators of these domains cannot take the model, in one sentence, else empty; pure."""
+    foreign = sorted(name for name in facts.operators if "." in name and name.rpartition(".")[0] not in domains)
+    if foreign:
+        return f"it uses the operator {foreign[0]}, which {runtime} has only with a custom library; export it without"
+    if "scheme" in parameters and facts.quantized:
+        return (
+            f"it is quantized already ({facts.quantized}); quantize: {{scheme: none}} takes it as it is, or give the float model"
+        )
+    return ""
+
+
+def opsets(facts: ModelFacts) -> dict[str, int]:
+    """The source's opset, and the one that it is worked on with; 0 where its header names none."""
+    found = facts.opsets.get("", facts.opsets.get("ai.onnx", 0))
+    return {"source": found, "model": OPSET if 0 < found < OLDEST else found}
+
+
+def copy(action: Action, facts: ModelFacts, folder: Path) -> None:
+    """One file, where protobuf's 2 GiB allow it (ONNX Runtime's quantizer reads no external data); else file for file."""
+    external = {role.removeprefix(EXTERNAL): path for role, path in action.inputs.items() if role.startswith(EXTERNAL)}
+    if external and facts.bytes < MAX_PROTOBUF:
+        import onnx
+
+        onnx.save(onnx.load(action.inputs["model"]), folder / "model.onnx")
+        return
+    shutil.copyfile(action.inputs["model"], folder / "model.onnx")
+    for name, path in external.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def raise_opset(source: Path, target: Path) -> None:
+    """The model as one file at OPSET. Raises StepFailed where onnx cannot convert it."""
+    import onnx
+    import onnx.version_converter
+
+    try:
+        onnx.save(onnx.version_converter.convert_version(onnx.load(source), OPSET), target)
+    except Exception as error:
+        raise StepFailed(
+            f"its opset cannot be raised to {OPSET}: {first_line(error)}; export it again with opset {OPSET}"
+        ) from error
+
+
+def names(model: Path) -> set[str]:
+    """Whatever a model's author could name: nodes and values, those of subgraphs too."""
+    import onnx
+
+    return set(_names(onnx.load(model, load_external_data=False).graph))
+
+
+def _names(graph: Any) -> Iterator[str]:
+    yield from (value.name for value in (*graph.input, *graph.initializer))
+    for node in graph.node:
+        yield node.name
+        yield from node.output
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                yield from _names(inner)
+
+
+def hold(source: Path, candidate: Session) -> dict[str, Any]:
+    """Both run on the same seeded inputs; the source without any graph optimisation, as an independent reading of it.
+
+    The report's JSON. Raises StepFailed where their outputs differ.
+    """
+    from edgebuild import samples
+
+    original = OnnxSession(source, optimised=False)
+    feeds = samples.golden(original.inputs, count=4)
+    expected = original.infer(feeds)
+    original.close()
+    return reference.hold_outputs("the source model in ONNX Runtime without optimisations", expected, candidate.infer(feeds))
+
+
+def check_quantized(done: int, possible: int, operators: Sequence[str], before: int, after: int) -> None:
+    """Tools exit 0 when they have done nothing. Raises StepFailed where no operator was reached, or the files did not shrink."""
+    if not done:
+        raise StepFailed(
+            f"nothing was quantized: none of its {possible} quantizable operators ({', '.join(operators)}, …) was reached; "
+            "leave this model unquantized (quantize: {scheme: none}) or export it without nested subgraphs"
+        )
+    if after >= before:
+        raise StepFailed(
+            f"quantizing made it bigger: {human(before)} became {human(after)}; leave this model unquantized (quantize: {{scheme: none}})"
+        )
+
+
+class OnnxSession:
+    """An ONNX file in ONNX Runtime's CPU provider, on one thread."""
+
+    def __init__(self, path: Path, optimised: bool = True) -> None:
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = THREADS
+        options.log_severity_level = 3
+        if not optimised:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise StepFailed(f"ONNX Runtime does not load {path.name}: {first_line(error)}") from error
+        self.runtime = f"onnxruntime {onnxruntime.__version__}, CPU, {THREADS} thread"
+        self.inputs: Sequence[Mapping[str, Any]] = [
+            {"name": one.name, "dtype": _numpy_type(one.type), "shape": list(one.shape)} for one in self._session.get_inputs()
+        ]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        try:
+            return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        except Exception as error:
+            raise StepFailed(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+    def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        raise StepFailed(NO_TOKENS)
+
+    def tokens(self, text: str) -> NDArray[Any]:
+        raise StepFailed(NO_TOKENIZER)
+
+    def close(self) -> None:
+        del self._session
+
+
+NO_TOKENS = "this ONNX model is run with named arrays, not with tokens; language models in ONNX are not supported"
+NO_TOKENIZER = "this ONNX model has no tokenizer; give its evaluation data as .npz"
+
+
+def _numpy_type(text: str) -> str:
+    kind = text.removeprefix("tensor(").removesuffix(")")
+    return _NUMPY.get(kind, kind)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
