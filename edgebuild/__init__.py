@@ -12,8 +12,11 @@ The journey of a deliverable, module by module:
 
 Where a model comes from is in source, with hub and download behind it; one file for many targets in matrix.
 
+Which interpreter a worker runs in: toolchain (the lock), environment (where it lies), install (makes one), provide (for a build).
+
 Beside a build, each a command: explain; plan (preview, over forecast and feasible); verify (and fsck for the store); gc and du
-(over inventory and roots); doctor (with accelerators and resources); completion; init.
+(over inventory and roots); doctor (with accelerators and resources); completion; init;
+equip (toolchain).
 """
 
 __version__ = "0.1.0"

@@ -43,8 +43,12 @@ def _main(words: list[str]) -> int:
         return _words(words[2:])
     if words and (command := COMMANDS.get(words[0])):
         return _command(words[0], command, words[1:])
-    strict = words[:1] == ["--strict"]
-    words = words[1:] if strict else words
+    strict = False
+    while words[:1] in (["--strict"], ["--offline"]):
+        if words[0] == "--offline":
+            os.environ["EDGEBUILD_OFFLINE"] = "1"
+        strict |= words[0] == "--strict"
+        words = words[1:]
     _enter_project()
     if not words and _nothing_to_do(strict, start):
         return OK
@@ -109,6 +113,28 @@ def _doctor(options: "Namespace") -> int:
     text, status = doctor(os.path.abspath(os.environ.get("EDGEBUILD_STORE") or ".edgebuild"), options.json)
     print(text)
     return status
+
+
+def _toolchain(options: "Namespace") -> int:
+    from edgebuild import equip
+
+    if options.offline:
+        os.environ["EDGEBUILD_OFFLINE"] = "1"
+    if options.what == "list":
+        print("\n".join(equip.show()))
+        return OK
+    wanted = equip.locks(options.names, options.all)
+    if options.what == "install":
+        return equip.make(wanted)
+    print("\n".join(equip.drop(wanted)))
+    return OK
+
+
+def _toolchains(parser: "ArgumentParser") -> None:
+    parser.add_argument("what", choices=("install", "list", "remove"), help="make environments, show them, or remove them")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="toolchains, as `edgebuild toolchain list` names them")
+    parser.add_argument("--all", action="store_true", help="every toolchain")
+    parser.add_argument("--offline", action="store_true", help="ask no package index: say what is missing")
 
 
 def _completion(options: "Namespace") -> int:
@@ -299,6 +325,13 @@ COMMANDS: dict[str, Command] = {
         run=_doctor,
         project=False,
     ),
+    "toolchain": Command(
+        about="make, show or remove the environments that backends run in where this Python has not their packages",
+        example="edgebuild toolchain install onnxruntime\n  edgebuild toolchain list",
+        takes=_toolchains,
+        run=_toolchain,
+        project=False,
+    ),
     "completion": Command(
         about="print a script that completes commands, tasks and targets in a shell",
         example='eval "$(edgebuild completion bash)"',
@@ -317,7 +350,7 @@ def _help() -> str:
   edgebuild build:NAME     build one target; any other words go to doit too
   edgebuild list           the targets, with their descriptions
 {rows}
-options before any words: --strict (an INCONCLUSIVE gate fails), --help, --version
+options before any words: --strict (an INCONCLUSIVE gate fails), --offline (no package index is asked), --help, --version
 `edgebuild COMMAND --help` shows an example; `edgebuild help` is doit's own help.
 """
 

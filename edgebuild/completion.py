@@ -13,7 +13,7 @@ from edgebuild.noop import STATE
 from edgebuild.step import VERBS
 
 DOIT = ("run", "list", "info", "clean", "forget", "help")  # doit's own commands that take tasks, and help
-OPTIONS = ("--strict", "--help", "--version")
+OPTIONS = ("--strict", "--offline", "--help", "--version")
 
 # bash breaks words at ":" (COMP_WORDBREAKS), so the word is read from the line, and what stands before its last ":" is cut
 # off the answers. readline's own file names follow where there is none.

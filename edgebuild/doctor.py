@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 import platform
-import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgebuild import __version__, machine, resources, shipped, toolchain
+from edgebuild import __version__, environment, machine, resources, toolchain
 from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.backends import BACKENDS
 from edgebuild.errors import FAILED, OK, StepFailed
@@ -26,7 +26,7 @@ Versions = Callable[[tuple[str, ...]], Mapping[str, str]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Package:
-    """`found` is `missing` where it is not installed; `pinned` are the versions that the lock names, one for each Python."""
+    """`found` is `missing` where this Python does not have it; `pinned` is what the lock names for this Python, if anything."""
 
     name: str
     found: str
@@ -35,11 +35,15 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
-    """A backend: `works`, `broken` (installed, and its smoke failed) or `not installed`; and what was run, or what to do."""
+    """A backend: `works`, `broken` (installed, and its smoke failed) or `not installed`; and what was run, or what to do.
+
+    `python`: the interpreter that it was tried in, this one or that of its toolchain; empty where there is none.
+    """
 
     name: str
     state: str
     message: str
+    python: str
     packages: tuple[Package, ...]
 
 
@@ -84,7 +88,9 @@ def examine(store: str, perform: Perform | None = None, versions: Versions = too
         attempt = _smoke(perform or Workers().perform, scratch)
         backends = tuple(_check(name, attempt, versions) for name in sorted(BACKENDS) if name != "fake")
         try:
-            network = attempt("fake")[1]  # its smoke needs nothing: the worker tells how it is kept from the network
+            network = attempt("fake", sys.executable)[
+                1
+            ]  # its smoke needs nothing: the worker tells how it is kept from the network
         except StepFailed as error:
             network = f"unavailable: {error}"
     return Report(
@@ -103,10 +109,10 @@ def examine(store: str, perform: Perform | None = None, versions: Versions = too
     )
 
 
-def _smoke(perform: Perform, scratch: str) -> Callable[[str], tuple[str, str]]:
-    """→ a function: a backend's name → (what its smoke says, the worker's network). That raises StepFailed."""
+def _smoke(perform: Perform, scratch: str) -> Callable[[str, str], tuple[str, str]]:
+    """→ a function: a backend's name, an interpreter → (what its smoke says, the worker's network). That raises StepFailed."""
 
-    def attempt(name: str) -> tuple[str, str]:
+    def attempt(name: str, python: str) -> tuple[str, str]:
         folder = os.path.join(scratch, name)
         os.mkdir(folder)
         record = {
@@ -118,35 +124,43 @@ def _smoke(perform: Perform, scratch: str) -> Callable[[str], tuple[str, str]]:
             "inputs": {},
             "outputs": {},
         }
-        result = perform(record, folder, os.path.join(folder, "log"), None, SECONDS)
+        result = perform(record, folder, os.path.join(folder, "log"), None, SECONDS, python)
         return result.summary, result.network
 
     return attempt
 
 
-def _check(name: str, attempt: Callable[[str], tuple[str, str]], versions: Versions) -> Checked:
-    pinned, wanted = _pins(name), tuple(BACKENDS[name].PACKAGES)
+def _check(name: str, attempt: Callable[[str, str], tuple[str, str]], versions: Versions) -> Checked:
+    lock, wanted = toolchain.read(name), tuple(BACKENDS[name].PACKAGES)
     found = versions(wanted)
-    packages = tuple(Package(name=one, found=found[one], pinned=tuple(pinned.get(one.replace("_", "-"), ()))) for one in wanted)
-    install = f"run: pip install 'edgebuild[{name}]'"
-    if missing := [package.name for package in packages if package.found == "missing"]:
-        return Checked(name=name, state=NOT_INSTALLED, message=f"{', '.join(missing)} missing; {install}", packages=packages)
-    others = [f"{one.name} {one.found} instead of {' or '.join(one.pinned)}" for one in packages if one.found not in one.pinned]
-    note = f"; other versions than were tried: {', '.join(others)}; {install}" if others else ""
+    packages = tuple(Package(name=one, found=found[one], pinned=_pinned(lock, one)) for one in wanted)
+    python, where = _interpreter(lock, found)
+    install = f"run: edgebuild toolchain install {name}"
+    if not python:
+        missing = [one for one in wanted if found[one] == toolchain.MISSING]
+        others = lock.differences({one: found[one] for one in wanted if one not in missing}) if lock else []
+        why = "; ".join(filter(None, [f"{', '.join(missing)} missing" if missing else "", ", ".join(others)]))
+        message = f"{why}; the first build that needs it makes its toolchain, or {install} (or: pip install 'edgebuild[{name}]')"
+        return Checked(name=name, state=NOT_INSTALLED, message=message, python="", packages=packages)
     try:
-        return Checked(name=name, state=WORKS, message=attempt(name)[0] + note, packages=packages)
+        return Checked(name=name, state=WORKS, message=attempt(name, python)[0] + where, python=python, packages=packages)
     except StepFailed as error:
-        message = str(error).splitlines()[0]
-        return Checked(name=name, state=BROKEN, message=f"{message}{note or '; ' + install}", packages=packages)
+        mend = install if where else f"run: pip install --force-reinstall 'edgebuild[{name}]'"
+        message = f"{str(error).splitlines()[0]}{where}; {mend}"
+        return Checked(name=name, state=BROKEN, message=message, python=python, packages=packages)
 
 
-def _pins(name: str) -> dict[str, list[str]]:
-    """package → the versions that the backend's lock names: those of its extra, and of all that they need."""
-    found: dict[str, list[str]] = {}
-    for line in Path(shipped.PACKAGE, "locks", f"{name}.txt").read_text(encoding="utf-8").splitlines():
-        if pin := re.match(r"([a-z0-9._-]+)==([^\s;\\]+)", line):
-            found.setdefault(pin[1], []).append(pin[2])
-    return found
+def _interpreter(lock: toolchain.Lock | None, found: Mapping[str, str]) -> tuple[str, str]:
+    """(the interpreter that a build would take, empty where it would have to be made; where that is, for people)."""
+    if lock is None or not lock.differences(found):
+        return sys.executable, ""
+    if environment.whole(lock.digest):
+        return environment.python(lock.digest), f", in its own toolchain {lock.digest[:12]}"
+    return "", ""
+
+
+def _pinned(lock: toolchain.Lock | None, package: str) -> tuple[str, ...]:
+    return (lock.pinned(package),) if lock and lock.pinned(package) else ()
 
 
 def _place(path: str) -> Place:

@@ -49,6 +49,11 @@ def _start_of(pid: int) -> str:
         return ""
 
 
+def user_cache() -> str:
+    """edgebuild's folder in the user's cache: what is kept for the user and the machine, whatever the project."""
+    return os.path.join(os.path.abspath(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")), "edgebuild")
+
+
 def remove_tree(path: str) -> None:
     """Remove a file or folder, read-only or not. What cannot be removed stays for the next start to collect."""
     if os.path.isdir(path) and not os.path.islink(path):

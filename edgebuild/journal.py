@@ -39,14 +39,22 @@ class Journal:
         """Something about a step that runs or waits."""
         self._display.told(name, what)
 
+    def doing(self, name: str, what: str) -> None:
+        """How far a step is that runs long."""
+        self._display.doing(name, what)
+
     def moved(self, name: str, here: int, total: int | None) -> None:
         """How many bytes of a download are here, of how many expected."""
         self._display.moved(name, here, total)
 
     def done(self, done: "Done") -> None:
-        self._note(done.name, done.outcome, done.reason, done.seconds)
         self._summaries[done.name] = done.summary
-        self._display.ended(done.name, done.outcome, done.seconds, done.summary)
+        self.ended(done.name, done.outcome, done.seconds, done.summary, done.reason)
+
+    def ended(self, name: str, outcome: str, seconds: float, summary: str, reason: str = "it was not here") -> None:
+        """A step of the plan, or one that a build makes for itself."""
+        self._note(name, outcome, reason, seconds)
+        self._display.ended(name, outcome, seconds, summary)
 
     def failed(self, name: str, message: str, seconds: float, fault: bool = False) -> None:
         self._note(name, "failed", message, seconds)

@@ -15,6 +15,7 @@ from edgebuild.select import Choice, choose
 from edgebuild.source import Found, is_licence
 from edgebuild.step import ENVIRONMENT, Step
 from edgebuild.target import Target
+from edgebuild.toolchain import Versions
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
 _MODEL = ("backend", "samples", "reference", "formats.safetensors", "units")  # what every backend's action runs
@@ -37,7 +38,7 @@ DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "
 class Surroundings:
     """What a plan depends on beside its targets, found by `project`: versions, machine, code, files."""
 
-    versions: Callable[[tuple[str, ...]], Mapping[str, str]]  # packages → installed versions
+    toolchain: Callable[[str, tuple[str, ...]], Versions]  # a backend and the packages that it names → the versions it runs with
     isa: str
     machine: Mapping[str, str]
     code: Callable[[str], str]  # module → digest of its text
@@ -142,6 +143,7 @@ class _Builder:
 
     def __init__(self, plan: Plan, target: Target, choice: Choice, around: Surroundings) -> None:
         self.target, self.choice, self.around, self.plan = target, choice, around, plan
+        self.versions = around.toolchain(choice.framework, tuple(BACKENDS[choice.framework].PACKAGES))
 
     def step(
         self,
@@ -165,7 +167,7 @@ class _Builder:
         if runs:
             modules += [f"backends.{self.choice.framework}", *READERS.get(self.choice.framework, ())]
             components["backend"] = self.choice.framework
-            components["toolchain"] = dict(self.around.versions(tuple(BACKENDS[self.choice.framework].PACKAGES)))
+            components["toolchain"] = dict(self.versions(tuple(BACKENDS[self.choice.framework].PACKAGES)))
             components["isa"] = self.around.isa
             components["environment"] = ENVIRONMENT
         if measures:
@@ -189,7 +191,7 @@ class _Builder:
 def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict: bool) -> list[Step]:
     target, around, files = make.target, make.around, source.files
     task = {"task": target.task}
-    reference = dict(around.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
+    reference = dict(make.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
     usable = "missing" not in reference.values() and bool(reference)
 
     fetch = _fetch(make, source)
@@ -280,7 +282,7 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
             "source": target.source.partition("?")[0],  # what stands behind it in an address may be a token
             "platform": target.platform.name,
             "choice": {"framework": make.choice.framework, "reason": make.choice.reason, "runner_up": make.choice.runner_up},
-            "toolchain": dict(around.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
+            "toolchain": dict(make.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
             "isa": around.isa,
         },
         tuple(step.name for step in steps),

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from edgebuild import hub, shipped
+from edgebuild import hub, shipped, tether
 from edgebuild.errors import INTERRUPTED, StepFailed, disk
 from edgebuild.files import alive, mine, process_name, remove_tree
 from edgebuild.noop import STATE
@@ -50,8 +50,19 @@ class Workers:
         self._lock = threading.Lock()
         self._ended = False
 
-    def perform(self, record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float) -> Result:
-        """Run a record in a process of its own. Raises StepFailed with one message, the end of the log and its path."""
+    def perform(
+        self,
+        record: Mapping[str, Any],
+        scratch: str,
+        log: str,
+        memory: int | None,
+        seconds: float,
+        python: str = sys.executable,
+    ) -> Result:
+        """Run a record in a process of its own, by `python`.
+
+        Raises StepFailed with one message, the end of the log and its path.
+        """
         path = f"{scratch}/record.json"
         with open(path, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
@@ -59,7 +70,7 @@ class Workers:
         os.makedirs(f"{scratch}/tmp", exist_ok=True)
         start = time.monotonic()
         with open(log, "wb") as output:
-            process = self._start(path, scratch, output, network="download" in record)
+            process = self._start(path, scratch, output, python, network="download" in record)
         note = f"{STATE}/workers/{mine()}-{process_name(process.pid)}"
         try:
             os.makedirs(f"{STATE}/workers", exist_ok=True)
@@ -72,6 +83,19 @@ class Workers:
         if self._ended:
             raise SystemExit(INTERRUPTED)
         return self._result(process, scratch, log, ended, time.monotonic() - start, peak, memory, seconds)
+
+    def command(self, words: Sequence[str], environment: Mapping[str, str], told: Callable[[str], None]) -> int:
+        """Run a program that ends with us, and tell each line that it prints; → its exit status."""
+        process = self._begin([sys.executable, "-I", tether.__file__, *words], stdout=subprocess.PIPE, env=dict(environment))
+        try:
+            for line in process.stdout or ():
+                told(line.decode("utf-8", "replace").rstrip())
+            status = process.wait()
+        finally:
+            self._finish(process)
+        if self._ended:
+            raise SystemExit(INTERRUPTED)
+        return status
 
     def end(self) -> None:
         """Kill every live worker with all that it started."""
@@ -89,7 +113,7 @@ class Workers:
                 return
             self._moved(record["name"], here, total)
 
-    def _start(self, path: str, scratch: str, output: Any, network: bool) -> "subprocess.Popen[bytes]":
+    def _start(self, path: str, scratch: str, output: Any, python: str, *, network: bool) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         environment |= ENVIRONMENT
         if network:
@@ -97,27 +121,24 @@ class Workers:
                 name: value for name, value in environment.items() if not name.endswith("_OFFLINE")
             } | hub.environment()
         environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
-        environment["PYTHONPATH"] = os.path.dirname(shipped.PACKAGE)
+        environment["PYTHONPATH"] = _path(python, f"{scratch}/tmp/path")
+        return self._begin([python, "-m", "edgebuild.worker", path], stdout=output, cwd=f"{scratch}/tmp", env=environment)
+
+    def _begin(self, words: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+        """Start a process that leads a group, and whose input ends when we are gone."""
         with self._lock:
             if self._ended:
                 raise SystemExit(INTERRUPTED)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "edgebuild.worker", path],
-                stdin=subprocess.PIPE,  # its end tells the worker that we are gone
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=f"{scratch}/tmp",
-                env=environment,
-                start_new_session=True,
-            )
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **how)
             self._live.add(process.pid)
         return process
 
     def _finish(self, process: "subprocess.Popen[bytes]") -> None:
         _kill_group(process.pid)  # children that it left behind go with it
         process.wait()
-        if process.stdin:
-            process.stdin.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                pipe.close()
         self._live.discard(process.pid)
 
     def _result(
@@ -170,6 +191,16 @@ def collect(store: str) -> None:
             remove_tree(f"{store}/tmp/{name}")
     for place in ("dist", STATE, *(f"build/{name}" for name in _names("build"))):
         _collect_temporaries(place)
+
+
+def _path(python: str, folder: str) -> str:
+    """Where a worker finds edgebuild. Another interpreter than this finds nothing else there: what is installed beside
+    edgebuild is of this one, and would stand before what is installed in that."""
+    if python == sys.executable:
+        return os.path.dirname(shipped.PACKAGE)
+    os.makedirs(folder)
+    os.symlink(shipped.PACKAGE, f"{folder}/edgebuild")
+    return folder
 
 
 def _collect_temporaries(place: str) -> None:

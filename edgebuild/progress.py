@@ -15,6 +15,7 @@ HEARTBEAT = 15.0  # seconds after which a plain log says that a step is still ru
 class Display(Protocol):
     def started(self, name: str) -> None: ...
     def told(self, name: str, what: str) -> None: ...
+    def doing(self, name: str, what: str) -> None: ...
     def moved(self, name: str, here: int, total: int | None) -> None: ...
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
     def failed(self, name: str, message: str, seconds: float) -> None: ...
@@ -58,7 +59,7 @@ class Plain:
 
     def __init__(self) -> None:
         self._running: dict[str, float] = {}
-        self._moved: dict[str, str] = {}
+        self._doing: dict[str, str] = {}
         self._speeds = _Speeds()
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -70,8 +71,11 @@ class Plain:
     def told(self, name: str, what: str) -> None:
         self._line(f"{name:<32} {what}")
 
+    def doing(self, name: str, what: str) -> None:
+        self._doing[name] = what
+
     def moved(self, name: str, here: int, total: int | None) -> None:
-        self._moved[name] = self._speeds.said(name, here, total)
+        self.doing(name, self._speeds.said(name, here, total))
 
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None:
         self._running.pop(name, None)
@@ -95,7 +99,7 @@ class Plain:
                 if time.monotonic() - start >= HEARTBEAT:
                     with self._lock:
                         print(
-                            f"{name:<32} running  {time.monotonic() - start:6.0f} s … {self._moved.get(name, '')}".rstrip(),
+                            f"{name:<32} running  {time.monotonic() - start:6.0f} s … {self._doing.get(name, '')}".rstrip(),
                             flush=True,
                         )
 
@@ -126,6 +130,8 @@ class Live:
 
     def told(self, name: str, what: str) -> None:
         self._progress.update(self._running[name], description=f"{name} {what}")
+
+    doing = told
 
     def moved(self, name: str, here: int, total: int | None) -> None:
         self._progress.update(

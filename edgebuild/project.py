@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgebuild.plan import Surroundings
     from edgebuild.source import Found
     from edgebuild.target import Target
+    from edgebuild.toolchain import Versions
 
 
 class Project:
@@ -181,7 +182,7 @@ class _Seen:
                 if path.endswith((".py", ".yaml", ".json")):
                     self.guard(path)
         return Surroundings(
-            versions=self._versions,
+            toolchain=self._toolchain,
             isa=machine.isa(),
             machine=machine.fingerprint(),
             code=self._code,
@@ -189,6 +190,19 @@ class _Seen:
             exists=self._exists,
             templates=self._templates,
         )
+
+    def _toolchain(self, backend: str, packages: tuple[str, ...]) -> "Versions":
+        """Of this interpreter, where it has the backend's own packages as its lock names them; else of the lock's environment.
+
+        Whether that is there makes no difference: a build makes it.
+        """
+        from edgebuild import toolchain
+
+        self.guard(toolchain.file(backend))
+        lock = toolchain.read(backend)
+        if lock is None or not lock.differences(self._versions(packages)):
+            return self._versions
+        return lock.versions
 
     def _versions(self, packages: tuple[str, ...]) -> Mapping[str, str]:
         from edgebuild import toolchain

@@ -12,17 +12,19 @@ from edgebuild import machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, StepFailed, disk
 from edgebuild.explain import why
-from edgebuild.files import locked, remove_tree, write_whole
+from edgebuild.files import locked, remove_tree, user_cache, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.memo import parts
 from edgebuild.noop import STATE, Signature, signature
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
+from edgebuild.provide import Toolchains, Unwatched, Watcher
 from edgebuild.step import SOURCES, Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
+ALONE, BESIDE = "waits to have the machine to itself", "waits for a measurement that has the machine to itself"
 TRIES = 3  # times that a step is run anew because an input was edited while it ran
-Perform = Callable[[Mapping[str, Any], str, str, int | None, float], Result]
+Perform = Callable[[Mapping[str, Any], str, str, int | None, float, str], Result]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ class Done:
 class Builder:
     """Runs steps of one project. `perform` is the seam: a worker process, or in tests this one.
 
-    `tell` is told (step, what) where a step waits for somebody else.
+    `tell` is told (step, what) where a step waits for somebody else, `watcher` how a toolchain is made.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class Builder:
         workers: Workers,
         perform: Perform | None = None,
         tell: Callable[[str, str], None] = lambda step, what: None,
+        watcher: Watcher | None = None,
     ) -> None:
         self.project, self.fresh, self._tell = project, fresh, tell
         self._perform: Perform = perform or workers.perform
+        self._toolchains = Toolchains(workers.command, watcher or Unwatched(), self._beside_measurements)
         self._made: dict[str, Mapping[str, str]] = {}
         try:
             roots.register(project.store.root)
@@ -216,10 +220,14 @@ class Builder:
             )
         limits = self.project.targets[step.target]
         alone = "machine" in components
-        what = "waits to have the machine to itself" if alone else "waits for a measurement that has the machine to itself"
-        with _machine(alone, lambda: self._tell(step.name, what)):
-            folders = os.path.abspath(scratch), os.path.abspath(log)
-            return outputs, self._perform(action, *folders, limits["memory"], limits["time"])
+        with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python:
+            beside = _machine(True, lambda: self._tell(step.name, ALONE)) if alone else self._beside_measurements(step.name)
+            with beside:
+                folders = os.path.abspath(scratch), os.path.abspath(log)
+                return outputs, self._perform(action, *folders, limits["memory"], limits["time"], python)
+
+    def _beside_measurements(self, name: str) -> AbstractContextManager[None]:
+        return _machine(False, lambda: self._tell(name, BESIDE))
 
     def _beside_gc(self, step: Step) -> AbstractContextManager[None]:
         """Held while objects are looked up, published and delivered, until the receipt says that they are needed."""
@@ -364,16 +372,14 @@ def _machine(alone: bool, waits: Callable[[], None]) -> Iterator[None]:
 
     Who waits to have it keeps the turn meanwhile, so that no other step begins before.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = user_cache()
     told = functools.cache(waits)  # once, whichever of the two it waits for
     with ExitStack() as held:
         try:
-            with locked(f"{cache}/edgebuild/machine.turn", alone=alone, waits=told):
-                held.enter_context(locked(f"{cache}/edgebuild/machine.lock", alone=alone, waits=told))
+            with locked(f"{folder}/machine.turn", alone=alone, waits=told):
+                held.enter_context(locked(f"{folder}/machine.lock", alone=alone, waits=told))
         except OSError as error:
-            raise StepFailed(
-                f"{cache}/edgebuild cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
-            ) from error
+            raise StepFailed(f"{folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can") from error
         yield
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-PACKAGE = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = os.path.dirname(os.path.realpath(__file__))  # a worker may see the package through a link
 
 
 def folder(name: str) -> str:

@@ -106,7 +106,7 @@ class Tasks:
                 from edgebuild.run import Builder
 
                 self._workers = Workers(moved=self.journal.moved)
-                self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell)
+                self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell, watcher=self.journal)
             return self._builder
 
     def begin(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgebuild import tether
 from edgebuild.errors import EdgebuildError, StepFailed, disk
 from edgebuild.step import Action, Download, Outcome
 
@@ -173,17 +174,8 @@ def _ask_for_death() -> None:
 def _die_with_parent() -> None:
     """By that signal, and by the end of the input pipe, which every system has."""
     _ask_for_death()
-
-    def watch() -> None:
-        try:
-            while os.read(0, 4096):
-                pass
-        except OSError:
-            pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
     if os.getpgrp() == os.getpid():  # a worker leads its own group; started by hand it does not
-        threading.Thread(target=watch, daemon=True).start()
+        tether.end_with_input()
 
 
 if __name__ == "__main__":

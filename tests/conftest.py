@@ -1,6 +1,7 @@
 """A project on the fake backend in a temporary folder, and a builder that runs actions in this process."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,10 @@ def write_model(path: Path, text: str) -> None:
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16) + text.encode())
 
 
-def perform_here(record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float) -> Result:
+def perform_here(
+    record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float, python: str = sys.executable
+) -> Result:
+    assert python == sys.executable, "a step of another interpreter cannot run in this process"
     start = time.monotonic()
     outcome = worker.perform(record)
     return Result(
@@ -106,6 +110,7 @@ def _stay_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     home = os.getcwd()
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("EDGEBUILD_TEST_CACHE", str(tmp_path_factory.getbasetemp() / "cache")))
     monkeypatch.delenv("EDGEBUILD_STORE", raising=False)
+    monkeypatch.setenv("EDGEBUILD_OFFLINE", "1")  # nor installs a toolchain, unless it is about that
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no test asks a hub that is not its own
     yield
     os.chdir(home)

@@ -26,7 +26,9 @@ class Loopback:
     """What is served, and how it misbehaves: `faults[path suffix] = fault`, used up where it ends in "once".
 
     Faults: a status such as "401"; "slow"; "cut" and "cut once" (the connection ends after half of what was asked);
-    "wrong" (bytes of the same size); "ignore range"; "redirect ADDRESS"; "endless".
+    "wrong" (bytes of the same size); "ignore range"; "redirect ADDRESS"; "endless"; "silent" (no answer at all).
+
+    Without `hub` it is also a package index: a file whose name ends in "/" is the page of a folder.
     """
 
     def __init__(self, files: dict[str, bytes] | Path, hub: bool) -> None:
@@ -91,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         if token := self.headers.get("Authorization"):
             self.loopback.tokens.append(token)
         fault = self.loopback.fault(path)
-        if fault.isdigit():
+        if fault == "silent":
+            time.sleep(3600)  # its thread is a daemon
+        elif fault.isdigit():
             self._plain(
                 int(fault),
                 b'{"error": "as asked"}',
@@ -133,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, fault: str, head: bool) -> None:
         size, start, status = self.loopback.size(name), 0, 200
-        headers = {"Accept-Ranges": "bytes"}
+        headers = {"Accept-Ranges": "bytes", **({"Content-Type": "text/html"} if name.endswith("/") else {})}
         if self.loopback.hub:
             headers["X-Repo-Commit"] = COMMIT
             headers["ETag"] = f'"{self.loopback.sha256(name) if name.endswith(LFS) else self.loopback.git(name)}"'

@@ -47,7 +47,7 @@ def test_a_broken_backend_is_told_from_one_that_is_not_installed(tmp_path: Path)
     states = {backend["name"]: backend for backend in json.loads(done.stdout)["backends"]}
     assert states["onnxruntime"]["state"] == BROKEN
     assert "undefined symbol" in states["onnxruntime"]["message"]
-    assert "pip install 'edgebuild[onnxruntime]'" in states["onnxruntime"]["message"]
+    assert "pip install --force-reinstall 'edgebuild[onnxruntime]'" in states["onnxruntime"]["message"]
     assert states["mlx"]["state"] == WORKS
 
 
@@ -58,9 +58,13 @@ def test_what_is_missing_or_of_another_version(tmp_path: Path) -> None:
 
     found = {backend.name: backend for backend in examine(str(tmp_path / "store"), versions=versions).backends}
     assert found["mlx"].state == NOT_INSTALLED
-    assert found["mlx"].message == "mlx-lm missing; run: pip install 'edgebuild[mlx]'"
-    assert found["onnxruntime"].state == WORKS
-    assert "onnx 1.0.0 instead of 1.23.2" in found["onnxruntime"].message
+    assert found["mlx"].message == (
+        "mlx-lm missing; the first build that needs it makes its toolchain, "
+        "or run: edgebuild toolchain install mlx (or: pip install 'edgebuild[mlx]')"
+    )
+    assert found["onnxruntime"].state == NOT_INSTALLED
+    assert found["onnxruntime"].message.startswith("onnx 1.0.0 instead of 1.23.2; the first build")
+    assert found["onnxruntime"].python == ""
 
 
 def test_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import grimp
 import pytest
+from packaging.requirements import Requirement
 
-from edgebuild import plan, shipped
+from edgebuild import plan, toolchain
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from tests.conftest import ROOT
@@ -58,20 +59,34 @@ def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
             assert f"edgebuild.{module}" in graph.modules
 
 
-def test_extras_pin_what_the_locks_pin() -> None:
+@pytest.mark.parametrize("name", toolchain.names())
+def test_extras_pin_what_the_locks_pin(name: str) -> None:
+    """On every platform, and every package that the backend names: what pip installs by the extra, the lock takes for its own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for backend in ("mlx", "onnxruntime", "openvino"):
-        lock = (Path(shipped.PACKAGE) / "locks" / f"{backend}.txt").read_text()
-        locked = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
-        pins = dict(
-            re.findall(
-                r"^([a-z0-9._-]+)(?:\[[a-z]+\])?==([^\s;]+)", "\n".join(project["optional-dependencies"][backend]), re.MULTILINE
-            )
-        )
-        assert pins
-        for name, version in pins.items():
-            assert locked[name] == version, name
-        assert lock.count("--hash=sha256:") > len(locked)
+    extra = [Requirement(line) for line in project["optional-dependencies"][name]]
+    text = Path(toolchain.file(name)).read_text()
+    locked = {(toolchain.normalized(one), version) for one, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE)}
+    assert extra
+    assert {(toolchain.normalized(one.name), str(one.specifier).removeprefix("==")) for one in extra} <= locked
+    lock = toolchain.read(name)
+    assert lock is not None
+    here = {toolchain.normalized(one.name): str(one.specifier) for one in extra if one.marker is None or one.marker.evaluate()}
+    for package in BACKENDS[name].PACKAGES if name in BACKENDS else ():
+        assert here[toolchain.normalized(package)] == f"=={lock.pinned(package)}", package
+    assert lock.imports
+    assert text.count("--hash=sha256:") > len(locked)
+
+
+def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
+    """A worker in a toolchain's environment has nothing but what the lock names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {name for name in BACKENDS if name != "fake"} <= set(toolchain.names()) <= set(project["optional-dependencies"])
+    for name in toolchain.names():
+        lock = toolchain.read(name)
+        assert lock is not None
+        for line in project["dependencies"]:
+            wanted = Requirement(line)
+            assert wanted.specifier.contains(lock.pinned(wanted.name) or "0"), f"{name}: {line}"
 
 
 def test_no_framework_is_imported_by_the_core() -> None:

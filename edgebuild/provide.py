@@ -1,0 +1,108 @@
+"""Which interpreter a worker runs in: this one, or that of its toolchain's environment, made first where it is not there.
+
+A build makes it as a step of its own, `toolchain:NAME`, when the first step that runs in it has work to do.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from edgebuild import environment, toolchain
+from edgebuild.errors import StepFailed
+from edgebuild.install import Command, install, summary
+from edgebuild.toolchain import Lock
+
+OFFLINE = "EDGEBUILD_OFFLINE"
+
+
+class Watcher(Protocol):
+    """Who is told how a step goes that no plan names."""
+
+    def started(self, name: str) -> None: ...
+    def doing(self, name: str, what: str) -> None: ...
+    def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
+    def failed(self, name: str, message: str, seconds: float) -> None: ...
+
+
+class Unwatched:
+    """Nobody is told."""
+
+    def _nothing(self, *_: object) -> None: ...
+
+    started = doing = ended = failed = _nothing
+
+
+class Toolchains:
+    """Those that a run uses. `beside` is held while one is made: the lock of whoever shares the machine."""
+
+    def __init__(self, command: Command, watcher: Watcher, beside: Callable[[str], AbstractContextManager[None]]) -> None:
+        self._command, self._watcher, self._beside = command, watcher, beside
+        self._one = threading.Lock()  # at a time: the second to need it waits for the first
+        self._failed: set[str] = set()
+
+    @contextmanager
+    def interpreter(self, label: str) -> Iterator[str]:
+        """The interpreter whose versions are in a key: `label` is the lock's there, empty where it is this one.
+
+        Raises StepFailed where it cannot be had, OSError where the cache cannot be written.
+        """
+        if not label:
+            yield sys.executable
+            return
+        lock = _lock(label)
+        self._ensure(lock)
+        with environment.lock(lock.digest, lambda: None, alone=False):
+            if not environment.whole(lock.digest):
+                raise StepFailed(f"its toolchain {lock.name} was removed as it was to be used; build again")
+            yield environment.python(lock.digest)
+
+    def _ensure(self, lock: Lock) -> None:
+        with self._one:
+            if environment.whole(lock.digest):
+                return
+            name = f"toolchain:{lock.name}"
+            if name in self._failed:
+                raise StepFailed(f"its toolchain could not be made: {name} failed")
+            start = time.monotonic()
+            self._watcher.started(name)
+            try:
+                check_online(lock)
+                with self._beside(name):
+                    made = install(lock, self._command, lambda what: self._watcher.doing(name, what))
+            except StepFailed as error:
+                self._failed.add(name)
+                self._watcher.failed(name, str(error), time.monotonic() - start)
+                raise StepFailed(f"its toolchain could not be made: {name} failed") from error
+            self._watcher.ended(name, "ran", time.monotonic() - start, summary(made))
+
+
+def offline() -> bool:
+    return os.environ.get(OFFLINE, "") not in ("", "0")
+
+
+def check_online(lock: Lock) -> None:
+    """Raises StepFailed where nothing may be asked of a network, with what is missing."""
+    if offline():
+        wanted = ", ".join(f"{name} {lock.pinned(name)}" for name in _main(lock))
+        raise StepFailed(
+            f"offline ({OFFLINE}=1), and the toolchain {lock.name} ({wanted}) is not in {environment.folder()}; "
+            f"with a network: edgebuild toolchain install {lock.name}"
+        )
+
+
+def _main(lock: Lock) -> list[str]:
+    """The packages that a lock is for, as what they are imported by tells."""
+    found = [toolchain.normalized(name.partition(".")[0]) for name in lock.imports]
+    return [name for name in found if lock.pinned(name)] or sorted(lock.pins)
+
+
+def _lock(label: str) -> Lock:
+    """Raises StepFailed where it is not the lock that the plan was made from."""
+    lock = toolchain.read(label.partition(" ")[0])
+    if lock is None or lock.label != label:
+        raise StepFailed(f"the lock of {label.partition(' ')[0]} was changed as this build began; build again")
+    return lock

@@ -1,0 +1,30 @@
+"""What ends with whoever started it, however they ended: `python -I tether.py WORD…` runs a command so, with all that it starts.
+
+It is run as a file, and imports nothing of edgebuild. The end of its input says that they are gone: a pipe ends with its last
+holder on every system, where a signal of the parent's death (prctl(2)) reaches one process, and none that it started.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+
+def end_with_input() -> None:
+    """Kill this process and its group, which it leads, when its input ends."""
+
+    def watch() -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        except OSError:
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    end_with_input()
+    sys.exit(subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL, check=False).returncode)

@@ -1,0 +1,498 @@
+"""Toolchains: their environments are whole or not at all, whatever the index or a kill does, and a build uses them by itself."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edgebuild import digest, toolchain
+from edgebuild.errors import UserError
+from tests.conftest import Lab, make_lab
+from tests.wheels import OURS, Index, index, wheel
+
+PARTS = ("tiny", "small", "little")
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Iterator[Index]:
+    """Three tiny packages, and a lock of them."""
+    with index(tmp_path / "edgebuild-copy") as found:
+        for name in PARTS:
+            found.add(name, "1.0", {f"{name}.py": b"VALUE = 1\n"})
+        found.lock("tools", *PARTS, head="# import: tiny small little\n")
+        yield found
+
+
+def imported(environment: Path, code: str) -> str:
+    """What the interpreter of an environment prints, with nothing but what is installed there."""
+    return subprocess.run(
+        [str(environment / "bin" / "python"), "-I", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+# -- install, list, remove ----------------------------------------------------------------------------------------------
+def test_install_list_remove(packages: Index) -> None:
+    assert "not installed" in packages.run("toolchain", "list").stdout
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("toolchain:tools                  ran ")
+    assert "3 packages, " in done.stdout
+    (environment,) = packages.made()
+    assert packages.left() == []
+    assert imported(environment, "import tiny, small, little; print(tiny.VALUE)") == "1"
+    note = json.loads((environment / "edgebuild.json").read_text())
+    assert (note["name"], note["digest"], note["packages"]) == ("tools", environment.name, 3)
+    asked = packages.loopback.asked.total()
+    assert "is there" in packages.run("toolchain", "install", "--all").stdout
+    assert packages.loopback.asked.total() == asked
+    assert "tools                   3 installed " in packages.run("toolchain", "list").stdout
+    assert packages.run("toolchain", "remove", "tools").stdout.startswith("removed tools: ")
+    assert packages.made() == packages.left() == []
+    assert packages.run("toolchain", "remove", "tools").stdout == "tools is not installed\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["install"], "name a toolchain, or --all; there are: tools"),
+        (["install", "tols"], 'there is no toolchain "tols"; there are: tools. Did you mean "tools"?'),
+        (["remove", "tools", "--all"], "give names of toolchains or --all, not both"),
+        (["instal", "tools"], "invalid choice"),
+    ],
+)
+def test_wrong_words(packages: Index, words: list[str], message: str) -> None:
+    done = packages.run("toolchain", *words)
+    assert done.returncode == 3
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_environment_that_does_not_work_is_made_again(packages: Index) -> None:
+    packages.run("toolchain", "install", "tools")
+    (environment,) = packages.made()
+    next(environment.glob("lib/*/site-packages/tiny.py")).unlink()
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ran" in done.stdout
+    assert imported(environment, "import tiny; print(tiny.VALUE)") == "1"
+
+
+def test_scripts_of_packages_run(packages: Index) -> None:
+    """The environment is made under another name than it has in the end."""
+    packages.add("hello", "1.0", {"hello.py": b"def main(): print('hi')\n", **entry_point("hello", "say-hi = hello:main")})
+    packages.lock("tools", "hello")
+    assert packages.run("toolchain", "install", "tools").returncode == 0
+    (environment,) = packages.made()
+    assert subprocess.run([str(environment / "bin" / "say-hi")], capture_output=True, text=True, check=True).stdout == "hi\n"
+
+
+def entry_point(name: str, line: str) -> dict[str, bytes]:
+    return {f"{name}-1.0.dist-info/entry_points.txt": f"[console_scripts]\n{line}\n".encode()}
+
+
+def test_uv_installs_where_there_is_no_pip(packages: Index, tmp_path: Path) -> None:
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("uv is not installed here")
+    hidden = "import importlib.util as util; found = util.find_spec\nutil.find_spec = lambda name, *rest: None if name == 'pip' else found(name, *rest)"
+    settings = {"UV_INDEX_URL": f"{packages.address}/simple", "UV_NO_CACHE": "1", "UV_NO_CONFIG": "1"}
+    settings |= {"PATH": f"{Path(uv).parent}:/usr/bin:/bin", "UV_HTTP_TIMEOUT": "5"}
+    assert isinstance(packages.loopback.files, dict)
+    right = packages.loopback.files["files/small-1.0-py3-none-any.whl"]
+    packages.loopback.files["files/small-1.0-py3-none-any.whl"] = wheel("small", "1.0", {"small.py": b"VALUE = 'evil'"})[1]
+    refused = packages.start("toolchain", "install", "tools", code=hidden, **settings)
+    _, errors = refused.communicate(timeout=120)
+    assert refused.returncode == 1, errors
+    assert "the package index gives other bytes of" in errors
+    assert packages.made() == []
+    packages.loopback.files["files/small-1.0-py3-none-any.whl"] = right
+    done = packages.start("toolchain", "install", "tools", code=hidden, **settings)
+    output, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, output + errors
+    assert imported(packages.made()[0], "import tiny; print(tiny.VALUE)") == "1"
+
+
+def test_without_an_installer_it_says_so(packages: Index) -> None:
+    hidden = "import importlib.util as util; found = util.find_spec\nutil.find_spec = lambda name, *rest: None if name == 'pip' else found(name, *rest)"
+    done = packages.start("toolchain", "install", "tools", code=hidden, PATH="/nowhere")
+    _, errors = done.communicate(timeout=120)
+    assert done.returncode == 1
+    assert "neither pip nor uv is here to install packages" in errors
+
+
+# -- what an index does ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("wrong", "the package index gives other bytes of small==1.0 (sha256 "),
+        ("404", "the package index answers with HTTP status 404"),
+        ("403", "the package index answers with HTTP status 403"),
+        ("cut", "the package index "),
+        ("silent", "the package index does not answer (127.0.0.1:"),
+    ],
+)
+def test_an_index_that_misbehaves_is_one_message(packages: Index, fault: str, message: str) -> None:
+    packages.loopback.faults["small-1.0-py3-none-any.whl"] = fault
+    done = packages.run("toolchain", "install", "tools", PIP_DEFAULT_TIMEOUT="1", PIP_RETRIES="0")
+    assert done.returncode == 1
+    told = done.stderr.strip().splitlines()
+    assert told[0].strip().startswith(f"toolchain:tools: {message}"), done.stderr
+    assert all(line.strip().startswith(("log: ", "| ")) for line in told[1:]), done.stderr
+    assert "    |" in done.stderr
+    assert packages.made() == packages.left() == []
+    packages.loopback.faults.clear()
+    assert packages.run("toolchain", "install", "tools").returncode == 0
+
+
+def test_an_index_that_is_not_there(packages: Index) -> None:
+    done = packages.run("toolchain", "install", "tools", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="1")
+    assert done.returncode == 1
+    assert "the package index does not answer (127.0.0.1:9)" in done.stderr, done.stderr
+    assert "PIP_INDEX_URL" in done.stderr
+    assert packages.made() == packages.left() == []
+
+
+def test_an_index_that_is_slow_is_waited_for(packages: Index) -> None:
+    for name in PARTS:
+        packages.loopback.faults[f"{name}-1.0-py3-none-any.whl"] = "slow"
+    assert packages.run("toolchain", "install", "tools", PIP_DEFAULT_TIMEOUT="5").returncode == 0
+
+
+def test_a_version_that_the_index_does_not_have(packages: Index) -> None:
+    packages.lines["tiny"] = packages.lines["tiny"].replace("1.0", "2.0")
+    packages.lock("tools", *PARTS)
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 1
+    assert "the package index has no tiny==2.0 for CPython" in done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_not_kept(packages: Index) -> None:
+    packages.add("tiny", "1.1", {"tiny.py": b"import libcuda_of_another_machine\n"})
+    packages.lock("tools", *PARTS, head="# import: tiny\n")
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 1
+    assert "cannot be imported here: ModuleNotFoundError: No module named 'libcuda_of_another_machine'" in done.stderr
+    assert packages.made() == packages.left() == []
+
+
+def test_offline_says_what_is_missing(packages: Index) -> None:
+    for words in (["toolchain", "install", "tools", "--offline"], ["toolchain", "install", "tools"]):
+        done = packages.run(*words, EDGEBUILD_OFFLINE="" if "--offline" in words else "1")
+        assert done.returncode == 1
+        assert "and the toolchain tools (tiny 1.0, small 1.0, little 1.0) is not in " in done.stderr
+        assert "with a network: edgebuild toolchain install tools" in done.stderr
+    assert packages.loopback.asked.total() == 0
+    packages.run("toolchain", "install", "tools")
+    assert packages.run("toolchain", "install", "tools", EDGEBUILD_OFFLINE="1").returncode == 0
+
+
+def test_a_full_disk(packages: Index, tmp_path: Path) -> None:
+    """A file system of half a megabyte, where root may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        packages.add("large", "1.0", {"large.bin": os.urandom(1_000_000)})
+        packages.lock("tools", *PARTS, "large")
+        done = packages.run("toolchain", "install", "tools", XDG_CACHE_HOME=str(disk))
+        assert done.returncode == 1
+        assert f"the disk of {disk}/edgebuild/toolchains is full; nothing was kept" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert [path for path in (disk / "edgebuild" / "toolchains").iterdir() if path.is_dir()] == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# -- kills ----------------------------------------------------------------------------------------------------------------
+MOMENTS: dict[str, Callable[[Index], bool]] = {
+    "begun": lambda packages: bool(packages.left()),
+    "an interpreter is there": lambda packages: any((path / "bin" / "python").exists() for path in packages.left()),
+    "the index is asked": lambda packages: packages.loopback.asked.total() > 0,
+    "a wheel comes": lambda packages: any("small-1.0" in asked for asked in list(packages.loopback.asked)),
+    "a package is installed": lambda packages: any(any(path.glob("lib/*/site-packages/*.py")) for path in packages.left()),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_installation_is_never_used(packages: Index, moment: str) -> None:
+    packages.loopback.faults["small-1.0-py3-none-any.whl"] = "slow"
+    process = packages.start("toolchain", "install", "tools")
+    deadline = time.monotonic() + 60
+    while not MOMENTS[moment](packages):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+    process.kill()
+    process.communicate()
+    assert packages.made() == []
+    ends(lambda: not processes(packages))
+    assert "not installed" in packages.run("toolchain", "list").stdout  # which sweeps
+    assert packages.left() == []
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 0, done.stderr
+    assert imported(packages.made()[0], "import tiny, small, little; print(tiny.VALUE)") == "1"
+
+
+LATE = {
+    "before the marker": "import os, signal; os.sync = lambda: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the rename": "import os, signal; os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "after the rename": "import os, signal; rename = os.rename; os.rename = lambda *_: (rename(*_), os.kill(os.getpid(), signal.SIGKILL))",
+}
+
+
+@pytest.mark.parametrize("moment", LATE)
+def test_killed_at_the_end(packages: Index, moment: str) -> None:
+    process = packages.start("toolchain", "install", "tools", code=LATE[moment])
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert bool(packages.made()) == (moment == "after the rename")
+    done = packages.run("toolchain", "install", "tools")
+    assert ("is there" in done.stdout) == (moment == "after the rename"), done.stdout + done.stderr
+    assert packages.left() == []
+    assert imported(packages.made()[0], "import tiny, small, little; print(tiny.VALUE)") == "1"
+
+
+def test_an_interrupted_installation_leaves_nothing(packages: Index) -> None:
+    packages.loopback.faults["small-1.0-py3-none-any.whl"] = "silent"
+    process = packages.start("toolchain", "install", "tools")
+    ends(lambda: MOMENTS["a wheel comes"](packages))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert packages.made() == packages.left() == []
+    ends(lambda: not processes(packages))
+
+
+def test_two_at_once_make_one(packages: Index) -> None:
+    both = [packages.start("toolchain", "install", "tools") for _ in range(2)]
+    for process in both:
+        assert process.communicate(timeout=60) is not None
+        assert process.returncode == 0
+    assert len(packages.made()) == 1
+    assert packages.loopback.asked["GET /files/tiny-1.0-py3-none-any.whl"] == 1
+
+
+def processes(packages: Index) -> list[str]:
+    """Those that still work on an environment of this test."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(packages.toolchains) in line:
+            found.append(line)
+    return found
+
+
+def ends(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# -- a build uses them ------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def fake(packages: Index, tmp_path: Path) -> Lab:
+    """A project on the fake backend, whose package is only in the index; what else a worker needs comes from here by a link."""
+    release(packages, "1.0")
+    packages.lock("other", "tiny")
+    return make_lab(tmp_path / "project")
+
+
+def release(packages: Index, version: str, *others: str) -> None:
+    packages.add("edgebuild_fake_framework", version, {"fake_framework.py": b"", "ours.pth": OURS.encode()})
+    packages.lock("fake", "edgebuild-fake-framework", *others, head="# import: fake_framework numpy\n")
+
+
+def outcomes(lab: Lab) -> dict[str, str]:
+    steps = json.loads((lab.root / ".edgebuild" / "last-run.json").read_text())["steps"]
+    return {step["name"]: step["outcome"] for step in steps}
+
+
+def payload(lab: Lab) -> Any:
+    return json.loads((lab.root / "build" / "one" / "quantize" / "model" / "payload.json").read_text())
+
+
+def test_a_build_makes_its_toolchain_and_runs_in_it(packages: Index, fake: Lab) -> None:
+    first = packages.run(cwd=fake.root)
+    assert first.returncode == 0, first.stdout + first.stderr
+    lines = [line.split()[:2] for line in first.stdout.splitlines()]
+    assert ["toolchain:fake", "ran"] in lines
+    assert lines.index(["assess:one", "ran"]) < lines.index(["toolchain:fake", "ran"]) < lines.index(["convert:one", "ran"])
+    assert outcomes(fake)["toolchain:fake"] == "ran"
+    assert first.stdout.splitlines()[-1].startswith("edgebuild: 10 ran, 0 restored, 0 up to date, 0 failed (")
+    assert payload(fake)["version"] == "1.0"  # which is installed in the environment alone
+    evidence = json.loads((fake.root / "dist" / "one.evidence.json").read_text())
+    assert evidence["toolchain"]["edgebuild-fake-framework"] == "1.0"
+    assert evidence["toolchain"]["lock"].startswith("fake ")
+    second = packages.run(cwd=fake.root)
+    assert second.stdout.splitlines()[-1].startswith("edgebuild: 0 ran, 0 restored, 9 up to date, 0 failed (")
+    assert len(packages.made()) == 1
+
+
+def test_what_is_there_already_needs_no_toolchain(packages: Index, fake: Lab) -> None:
+    """Without the environment everything is fresh; without its outputs too it is restored: nothing is installed for that."""
+    packages.run(cwd=fake.root)
+    packages.run("toolchain", "remove", "fake")
+    assert set(outcomes_of(packages, fake).values()) == {"fresh"}
+    shutil.rmtree(fake.root / "build")
+    assert set(outcomes_of(packages, fake, EDGEBUILD_OFFLINE="1").values()) == {"restored"}
+    assert packages.made() == []
+
+
+def outcomes_of(packages: Index, lab: Lab, *words: str, **more: str) -> dict[str, str]:
+    done = packages.run(*words, cwd=lab.root, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return outcomes(lab)
+
+
+def test_another_lock_of_a_backend_reruns_its_steps_and_no_others(packages: Index, fake: Lab) -> None:
+    packages.run(cwd=fake.root)
+    packages.add("tiny", "1.1", {"tiny.py": b"VALUE = 2\n"})
+    packages.lock("other", "tiny")
+    assert set(outcomes_of(packages, fake).values()) == {"fresh"}
+    release(packages, "1.1")
+    explained = packages.run("explain", "one", cwd=fake.root).stdout
+    assert "version of edgebuild-fake-framework: 1.0 → 1.1" in explained
+    again = outcomes_of(packages, fake)
+    assert {name for name, outcome in again.items() if outcome == "fresh"} == {"fetch:one", "assess:one"}
+    assert {"toolchain:fake", "convert:one", "quantize:one", "evaluate:one", "benchmark:one", "package:one"} <= {
+        name for name, outcome in again.items() if outcome == "ran"
+    }
+    assert payload(fake)["version"] == "1.1"
+    release(packages, "1.1", "little")  # a package that the backend does not name
+    assert "version of lock: fake " in packages.run("explain", "one", cwd=fake.root).stdout
+    assert outcomes_of(packages, fake)["convert:one"] == "ran"
+    assert len(packages.made()) == 3
+
+
+def test_a_lock_changed_in_its_words_alone_reruns_nothing(packages: Index, fake: Lab) -> None:
+    packages.run(cwd=fake.root)
+    path = packages.root / "edgebuild" / "locks" / "fake.txt"
+    path.write_text("# another comment\n" + path.read_text() + f"    --hash=sha256:{'0' * 64}\n")
+    assert set(outcomes_of(packages, fake).values()) == {"fresh"}
+
+
+def test_a_toolchain_that_cannot_be_made_fails_its_steps_once(packages: Index, fake: Lab) -> None:
+    (fake.root / "targets" / "two.yaml").write_text(
+        (fake.root / "targets" / "one.yaml").read_text() + "quantize: {scheme: int4}\n"
+    )
+    done = packages.run(cwd=fake.root, EDGEBUILD_OFFLINE="1")
+    assert done.returncode == 1
+    assert done.stderr.count("and the toolchain fake (edgebuild-fake-framework 1.0) is not in ") <= 1
+    found = outcomes(fake)
+    assert found["toolchain:fake"] == "failed"
+    assert found["convert:one"] == found["convert:two"] == "failed"
+    assert "its toolchain could not be made: toolchain:fake failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert packages.loopback.asked.total() == 0
+
+
+def test_an_environment_in_use_is_not_removed(packages: Index, fake: Lab) -> None:
+    from tests.conftest import write_model
+
+    write_model(fake.root / "model.gguf", "!hang")
+    process = packages.start(cwd=fake.root)
+    ends(lambda: any("edgebuild.worker" in line for line in processes(packages)))
+    done = packages.run("toolchain", "remove", "fake")
+    assert done.returncode == 1
+    assert "the toolchain fake is in use by a build" in done.stderr
+    assert packages.made()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert packages.run("toolchain", "remove", "fake").returncode == 0
+
+
+def test_a_build_that_is_killed_as_it_makes_its_toolchain(packages: Index, fake: Lab) -> None:
+    packages.loopback.faults["edgebuild_fake_framework-1.0-py3-none-any.whl"] = "slow"
+    process = packages.start(cwd=fake.root)
+    ends(lambda: bool(packages.left()))
+    process.kill()
+    process.communicate()
+    assert packages.made() == []
+    ends(lambda: not processes(packages))
+    assert outcomes_of(packages, fake)["toolchain:fake"] == "ran"
+    assert packages.left() == []
+
+
+def test_doctor_tries_a_toolchain(packages: Index, tmp_path: Path) -> None:
+    """A lock that this Python does not match, then its environment, then one that is broken."""
+    packages.add(
+        "onnxruntime", "99.0", {"onnxruntime.py": b"raise ImportError('libonnx is missing')\n", "ours.pth": OURS.encode()}
+    )
+    packages.lock("onnxruntime", "onnxruntime")
+
+    def row(status: int) -> Any:
+        done = packages.run("doctor", "--json", cwd=tmp_path)
+        assert done.returncode == status, done.stdout + done.stderr
+        return next(one for one in json.loads(done.stdout)["backends"] if one["name"] == "onnxruntime")
+
+    before = row(0)
+    assert before["state"] == "not installed"
+    assert "instead of 99.0" in before["message"]
+    assert "edgebuild toolchain install onnxruntime" in before["message"]
+    assert packages.run("toolchain", "install", "onnxruntime").returncode == 0
+    after = row(1)
+    assert after["state"] == "broken"
+    assert after["python"] == str(packages.made()[0] / "bin" / "python")
+    assert "libonnx is missing" in after["message"]
+    assert ", in its own toolchain " in after["message"]
+
+
+# -- what a lock says ---------------------------------------------------------------------------------------------------
+def write(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    monkeypatch.setattr(toolchain, "FOLDER", str(folder))
+    (folder / "some.txt").write_text(text)
+
+
+def test_a_lock_is_read_for_this_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (
+        "# import: some.module other\n# build: CMAKE_ARGS=-DX=ON -DY=OFF\n--extra-index-url https://127.0.0.1/simple\n"
+        "Some_Package==1.0 ; python_full_version < '3' \\\n    --hash=sha256:aa\n"
+        "Some_Package==2.0 ; python_full_version >= '3' \\\n    --hash=sha256:bb\n"
+        "torch==2.13.0 \\\n    --hash=sha256:cc\n"
+    )
+    write(monkeypatch, tmp_path, text)
+    lock = toolchain.read("some")
+    assert lock is not None
+    assert lock.pins == {"some-package": "2.0", "torch": "2.13.0"}
+    assert lock.imports == ("some.module", "other")
+    assert lock.build == {"CMAKE_ARGS": "-DX=ON -DY=OFF"}
+    assert lock.differences({"python": "x", "some.package": "2.0", "torch": "2.13.0+cpu", "unnamed": "5"}) == []
+    assert lock.differences({"some_package": "1.0", "torch": "missing"}) == [
+        "some_package 1.0 instead of 2.0",
+        "torch missing instead of 2.13.0",
+    ]
+    for changed, content, place in (
+        (text.replace("sha256:cc", "sha256:dd"), True, False),
+        (text.replace("2.13.0", "2.13.1"), False, False),
+        (text.replace("=OFF", "=ON"), False, False),
+        (text + "# a comment\n", True, True),
+        (text.replace("127.0.0.1", "127.0.0.2"), False, False),
+    ):
+        write(monkeypatch, tmp_path, changed)
+        other = toolchain.read("some")
+        assert other is not None
+        assert (other.content == lock.content, other.digest == lock.digest) == (content, place), changed
+    assert toolchain.read("none") is None
+
+
+@pytest.mark.parametrize("line", ["tiny>=1.0", "tiny", "<<<<<<< HEAD", "tiny @ https://127.0.0.1/tiny.whl"])
+def test_a_line_that_pins_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str) -> None:
+    write(monkeypatch, tmp_path, f"# fine\n{line}\n")
+    with pytest.raises(UserError, match=r"some\.txt:2: .* is no pinned package"):
+        toolchain.read("some")
+
+
+def test_environments_are_named_by_a_digest(packages: Index) -> None:
+    packages.run("toolchain", "install", "tools")
+    assert len(packages.made()[0].name) == len(digest.of_bytes(b""))
