@@ -1,8 +1,11 @@
 """OpenVINO and NNCF for real, on the example model and on one that nobody here made: conversions, schemes, refusals, equal bytes."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from edgebuild.backend import ModelFacts
 from edgebuild.backends import openvino
 from edgebuild.errors import StepFailed
 from edgebuild.source import find
-from edgebuild.step import Action, Outcome
+from edgebuild.step import ENVIRONMENT, Action, Outcome
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "targets/models/digits.onnx"
@@ -119,6 +122,17 @@ def test_precision_and_threads_are_pinned_and_said(converted: Path) -> None:
     with pytest.raises(StepFailed, match="OpenVINO cannot run the model: "):
         session.infer({"pixels": np.zeros((2, 3), np.float32)})
     session.close()
+
+
+def test_telemetry_is_off_in_a_worker(tmp_path: Path) -> None:
+    """Without these variables openvino-telemetry makes a client's id in the home folder, and NNCF sends what it is called with."""
+    code = (
+        "from edgebuild.backends import openvino; openvino.smoke(); import nncf.telemetry as t; print(type(t.telemetry).__name__)"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), **ENVIRONMENT}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] != "NNCFTelemetry"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_old_opset_is_raised(tmp_path: Path) -> None:
