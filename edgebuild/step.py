@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "NNCF_CI": "1",  # NNCF's word for: no telemetry
+    "CI": "true",  # openvino-telemetry's
 }
 
 

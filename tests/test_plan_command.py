@@ -308,6 +308,21 @@ def test_estimates_of_a_real_onnx_model(tmp_path: Path, method: str) -> None:
     )
 
 
+def test_weights_in_constants_are_weights_too(tmp_path: Path) -> None:
+    """Some exporters write no initialisers."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(ROOT / "targets" / "models" / "digits.onnx")
+    constants = [helper.make_node("Constant", [], [one.name], value=one) for one in model.graph.initializer]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "model.onnx")
+    facts, before = assess({"model": tmp_path / "model.onnx"}), assess({"model": ROOT / "targets" / "models" / "digits.onnx"})
+    assert (facts.weights, facts.largest, facts.parameters) == (before.weights, before.largest, before.parameters)
+
+
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 

@@ -37,7 +37,7 @@ class Header:
     operators: Counter[str] = field(default_factory=Counter)
     parameters: Counter[str] = field(default_factory=Counter)  # elements by dtype
     external: set[str] = field(default_factory=set)  # locations of external data, as written
-    sizes: dict[str, int] = field(default_factory=dict)  # elements of each initialiser of the graph itself
+    sizes: dict[str, int] = field(default_factory=dict)  # elements of each initialiser of the graph itself, and of its constants
     weights: Counter[str] = field(default_factory=Counter)  # elements of those of two or more dimensions, by who reads them
 
 
@@ -104,8 +104,11 @@ def _graph(view: memoryview, header: Header, depth: int) -> None:
     matrices: list[str] = []
     for number, _, value in _fields(view):
         if number == 1:  # node
-            operator, names = _node(value, header, depth)
-            readers |= dict.fromkeys(names, operator)
+            node = _node(value, header, depth)
+            readers |= dict.fromkeys(node.reads, node.operator)
+            if depth == 0 and node.operator == "Constant" and len(node.dims) > 1:
+                header.sizes[node.makes] = prod(node.dims)
+                matrices.append(node.makes)
         elif number == 5:  # initializer
             name, dims = _tensor(value, header)
             if depth == 0:
@@ -121,13 +124,26 @@ def _graph(view: memoryview, header: Header, depth: int) -> None:
             header.weights[readers.get(name, "")] += header.sizes[name]
 
 
-def _node(view: memoryview, header: Header, depth: int) -> tuple[str, list[str]]:
-    """Count a node and all inside it; → its operator, and the names of what it reads."""
-    operator, domain = "", ""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Node:
+    """`dims` are those of its last tensor: a Constant has just one."""
+
+    operator: str
+    reads: list[str]
+    makes: str
+    dims: list[int]
+
+
+def _node(view: memoryview, header: Header, depth: int) -> _Node:
+    """Count a node and all inside it."""
+    operator, domain, makes = "", "", ""
     reads = []
+    dims: list[int] = []
     for number, _, value in _fields(view):
         if number == 1:  # input
             reads.append(_text(value))
+        elif number == 2:  # output
+            makes = _text(value)
         elif number == 4:  # op_type
             operator = _text(value)
         elif number == 7:  # domain
@@ -137,10 +153,10 @@ def _node(view: memoryview, header: Header, depth: int) -> tuple[str, list[str]]
                 if kind in (6, 11):  # g, graphs
                     _graph(inner, header, depth + 1)
                 elif kind in (5, 10):  # t, tensors
-                    _tensor(inner, header)
+                    dims = _tensor(inner, header)[1]
     operator = f"{domain}.{operator}" if domain not in ("", "ai.onnx") else operator
     header.operators[operator] += 1
-    return operator, reads
+    return _Node(operator=operator, reads=reads, makes=makes, dims=dims)
 
 
 def _tensor(view: memoryview, header: Header) -> tuple[str, list[int]]:
