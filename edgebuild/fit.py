@@ -157,9 +157,11 @@ def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Prefere
         raise Misfit("package.kind", reason)
     if wanted.facts and (reason := backend.refuse(wanted.facts, {})):
         raise Misfit("model.source", f"{name} refuses it: {reason}")
-    if wanted.scheme == "none":
+    already = wanted.facts.quantized if wanted.facts and wanted.scheme == AUTO else ""
+    if wanted.scheme == "none" or already:
         if wanted.written:
-            raise Misfit("quantize", "scheme is none, so the other keys have no meaning; remove them or name a scheme")
+            why = f"the model is quantized already ({already})" if already else "scheme is none"
+            raise Misfit("quantize", f"{why}, so the other keys have no meaning; remove them or name a scheme")
         return "none", {}
     options = [{"scheme": wanted.scheme}] if wanted.scheme != AUTO else preferences.settings(name, wanted.task)
     problems = []

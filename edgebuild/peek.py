@@ -8,12 +8,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from edgebuild import hub
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, shown
 from edgebuild.formats import gguf, safetensors
 from edgebuild.step import Download
 
 WHOLE = ("config.json", "*.index.json", "README.md", "LICEN[CS]E*", "COPYING*")
 HOLE = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+LARGEST = 2**50  # bytes of any file; the hub itself takes none of more than 500 GB
 SMALL = 50_000_000  # bytes of a file that comes whole
 FIRST, MOST = 1 << 18, 1 << 28  # bytes of a header: asked for first, and at most
 
@@ -23,7 +24,7 @@ def peek(repository: str, commit: str, path: str, out: Path) -> dict[str, Path]:
     if path.lower().endswith(".onnx"):
         hub.fetch(repository, commit, path, Download(url="", partial=out, moved=lambda here, total: None), out / "model.onnx")
         return {"model": out / "model.onnx"}
-    sizes = hub.sizes(repository, commit)
+    sizes = _sizes(repository, commit)
     if path:
         if path not in sizes:
             raise StepFailed(f"hf:{repository} has no file {path} at this commit; check the name")
@@ -33,6 +34,17 @@ def peek(repository: str, commit: str, path: str, out: Path) -> dict[str, Path]:
     for name in wanted:
         _brought(repository, commit, name, sizes[name], out / name)
     return {f"model/{name}": out / name for name in sorted(wanted)}
+
+
+def _sizes(repository: str, commit: str) -> dict[str, int]:
+    """A hub may say anything. Raises StepFailed for what no file is."""
+    sizes = hub.sizes(repository, commit)
+    for name, size in sizes.items():
+        if not name.isprintable() or type(size) is not int or not 0 <= size <= LARGEST:
+            raise StepFailed(
+                f"hf:{repository}: the hub says that its file {shown(name)} has {str(size)[:30]} bytes; check HF_ENDPOINT"
+            )
+    return sizes
 
 
 def _brought(repository: str, commit: str, name: str, size: int, to: Path) -> None:

@@ -285,6 +285,13 @@ def test_a_file_that_is_not_there(hub: Loopback) -> None:
     assert "has no file other.gguf" in run(f"hf:org/model@{COMMIT}/other.gguf", status=1)
 
 
+@pytest.mark.parametrize("size", [-1, 2**70, 1.5, "much", None])
+def test_a_hub_that_says_what_no_file_is(hub: Loopback, size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgebuild.hub.sizes", lambda repository, commit: {"config.json": size})
+    with pytest.raises(StepFailed, match=r"the hub says that its file config\.json has"):
+        look(f"hf:org/model@{COMMIT}")
+
+
 def test_a_server_without_ranges(hub: Loopback) -> None:
     hub.faults["model.gguf"] = "ignore range"
     assert from_hub("/model.gguf")["vocabulary"] == 200_000

@@ -95,9 +95,8 @@ def test_the_hardware_matrix(hardware: str, primary: str, secondary: str, contra
     if hardware == "edge-tpu":
         with pytest.raises(Misfit) as caught:
             chosen(wanted(hardware))
-        for framework, words in contradicted.items():
-            assert words in str(caught.value).partition(f"{framework}: ")[2].partition(";")[0] + str(caught.value), framework
-            assert words in str(caught.value)
+        for framework, words in contradicted.items():  # so that nothing is left
+            assert words in str(caught.value).partition(f"{framework}: ")[2], framework
         return
     choice = chosen(wanted(hardware)).choice
     assert choice.framework == primary
@@ -243,6 +242,14 @@ def test_settings_that_a_model_refuses_go_to_the_next() -> None:
     assert named.parameters == {"group_size": 32}
 
 
+def test_what_is_quantized_already_stays_as_it_is() -> None:
+    done = ModelFacts(format="gguf", architecture="llama", parameters={"Q4_K": 1000}, quantized="Q4_K")
+    fit = chosen(wanted("arm-mobile", format="gguf", facts=done))
+    assert (fit.choice.framework, fit.scheme, fit.parameters) == ("llamacpp", "none", {})
+    with pytest.raises(Misfit, match=r"llamacpp: the model is quantized already \(Q4_K\), so the other keys have no meaning"):
+        chosen(wanted("arm-mobile", format="gguf", facts=done, quantize={"group_size": 32}, written={"group_size"}))
+
+
 def test_what_is_not_here_is_chosen_by_format_and_task() -> None:
     choice = chosen(wanted("apple", facts=None)).choice
     assert choice.framework == "mlx"
@@ -371,7 +378,6 @@ def recipe(found: Project, step: str) -> dict[str, Any]:
 
 def test_the_choice_is_in_the_evidence(lab: Lab) -> None:
     (lab.root / "m.onnx").write_bytes(Path(DIGITS).read_bytes())
-    assert run_cli(lab, "build:one").returncode in (0, 1)
     (lab.root / "targets/one.yaml").write_text(AUTO)
     result = run_cli(lab, "build:one")
     assert result.returncode == 0, result.stdout + result.stderr
