@@ -3,16 +3,20 @@
 What cannot be of what is preferred, `fit` finds out. Nothing depends on what is installed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 AUTO = "auto"
+_PLACES = ("second choice", "third choice", "later choice")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """For which hardware, kinds of models and numbers of parameters it holds; empty: for all of them."""
+    """For which hardware, kinds of models and numbers of parameters it holds; empty: for all of them.
+
+    `because` speaks of its first framework, of all where they are `equal`.
+    """
 
     name: str
     frameworks: Sequence[str]
@@ -20,6 +24,12 @@ class Row:
     hardware: Sequence[str] = ()
     kinds: Sequence[str] = ()
     above: int = 0
+    equal: bool = False
+
+    def candidates(self) -> Iterator["Candidate"]:
+        for place, framework in enumerate(self.frameworks):
+            because = self.because if self.equal or not place else _PLACES[min(place, len(_PLACES)) - 1]
+            yield Candidate(framework=framework, row=self.name, because=because)
 
     def applies(self, hardware: str, kind: str, parameters: int) -> bool:
         fits = (not self.hardware or hardware in self.hardware) and (not self.kinds or kind in self.kinds)
@@ -103,12 +113,7 @@ class Preferences:
     def candidates(self, hardware: str, task: str, prefer: str, parameters: int) -> list[Candidate]:
         """Every framework that a row names which applies, once, the first row's first; what is preferred before all that."""
         kind = self.kind(task)
-        named = [
-            Candidate(framework=framework, row=row.name, because=row.because)
-            for row in self.rows
-            if row.applies(hardware, kind, parameters)
-            for framework in row.frameworks
-        ]
+        named = [one for row in self.rows if row.applies(hardware, kind, parameters) for one in row.candidates()]
         if prefer:
             ranks = {framework: rank for rank, group in enumerate(self.prefer[prefer]) for framework in group}
             named += [Candidate(framework=framework, row="", because="") for framework in ranks]
