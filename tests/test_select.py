@@ -12,12 +12,13 @@ import jsonschema
 import pytest
 
 from edgebuild import load
+from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.assessment import look
 from edgebuild.backend import Backend, Estimate, ModelFacts
 from edgebuild.backends import BACKENDS, mlx
 from edgebuild.fit import Fit, Misfit, Wanted, choose
 from edgebuild.project import Project
-from edgebuild.recommend import Asked, recommend
+from edgebuild.recommend import DEVICES, Asked, recommend
 from edgebuild.select import Choice, Refused
 from tests.conftest import ROOT, Lab
 from tests.test_cli import BIN
@@ -334,6 +335,26 @@ def test_the_command(tmp_path: Path) -> None:
     assert "operators that fall back: not asked: no such device here" in "\n".join(lines)
     named = run(PHI, "--platform", "ios", folder=tmp_path)
     assert "ios names mlx" in named
+
+
+@pytest.mark.parametrize(
+    ("found", "unavailable", "says"),
+    [
+        (("H100, 80 GB",), "", "not asked: edgebuild has no backend that runs on H100, 80 GB"),
+        ((), "no nvidia-smi here", "not asked: no such device here (no nvidia-smi here)"),
+    ],
+)
+def test_operators_that_fall_back(found: tuple[str, ...], unavailable: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Accelerators(kind="NVIDIA GPU", found=found, unavailable=unavailable)
+    monkeypatch.setattr("edgebuild.recommend.accelerators", lambda: [gpu])
+    text, _ = recommend(Asked(model=DIGITS, platform="nvidia-server", task=OTHER), str(ROOT), as_json=True)
+    assert json.loads(text)["fallback"] == says
+    text, _ = recommend(Asked(model=DIGITS, platform="generic-cpu", task=OTHER), str(ROOT), as_json=True)
+    assert json.loads(text)["fallback"] == ""
+
+
+def test_kinds_of_accelerators_are_those_that_are_looked_for() -> None:
+    assert {one.kind for one in accelerators()} >= set(DEVICES.values())
 
 
 @pytest.mark.parametrize(
