@@ -10,13 +10,14 @@ The journey of a deliverable, module by module:
     worker    one action record: source, assess, backends, quality, bench, gates, bundle
     evidence  what was measured, judged, packed    -> dist/NAME, dist/NAME.tar, dist/NAME.evidence.json
 
-Where a model comes from is in source, with hub and download behind it; one file for many targets in matrix.
+Where a model comes from is in source, with hub and download behind it; one file for many targets in matrix. Which framework it
+gets is in select (the rows) and fit (what of them is possible).
 
 Which interpreter a worker runs in: toolchain (the lock), environment (where it lies), install (makes one), provide (for a build).
 
-Beside a build, each a command: explain; plan (preview, over forecast and feasible); verify (and fsck for the store); gc and du
-(over inventory and roots); doctor (with accelerators and resources); completion; init;
-equip (toolchain).
+Beside a build, each a command: explain; plan (preview, over forecast and feasible); assess
+(assessment, with facts and peek); recommend; verify (and fsck for the store); gc and du
+(over inventory and roots); doctor (with accelerators and resources); toolchain (equip); completion; init.
 """
 
 __version__ = "0.1.0"

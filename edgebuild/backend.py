@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ModelFacts:
     """What a model's headers say. `parameters` counts elements by dtype; shapes hold an int, a name or None."""
 
-    format: str  # "huggingface", "onnx", "gguf"
+    format: str  # "huggingface", "onnx", "gguf", "safetensors" (a lone file of weights)
     architecture: str = "unknown"
     model_type: str = ""
     custom_code: bool = False  # config.json names Python code (auto_map)
@@ -43,6 +43,7 @@ class ModelFacts:
     weights: Mapping[str, int] = field(default_factory=dict)
     largest: int = 0  # elements of the largest tensor
     tokenizer: int = 0  # bytes of the tokenizer's file
+    licence: str = ""  # as its files name it, else empty
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,7 +107,10 @@ class Backend(Protocol):
         """
 
     def refuse(self, facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
-        """Why this model cannot be converted or quantized so, in one sentence, else empty; pure."""
+        """Why this model cannot be converted or quantized so, in one sentence, else empty; pure.
+
+        Never because of what is not installed here: a choice must be the same everywhere.
+        """
 
     def estimate(self, facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
         """Of the model that this scheme makes of the converted one, or of the converted one itself (scheme `none`); pure.

@@ -115,6 +115,34 @@ def _doctor(options: "Namespace") -> int:
     return status
 
 
+def _assess(options: "Namespace") -> int:
+    from edgebuild.assessment import assessment
+
+    print(assessment(options.model, options.json))
+    return OK
+
+
+def _recommend(options: "Namespace") -> int:
+    from edgebuild.recommend import Asked, recommend
+
+    asked = Asked(model=options.model, platform=options.platform, task=options.task, prefer=options.prefer)
+    text, status = recommend(asked, _project_above(os.getcwd()) or os.getcwd(), options.json)
+    print(text)
+    return status
+
+
+def _model(parser: "ArgumentParser") -> None:
+    parser.add_argument("model", metavar="MODEL", help="a path, hf:ORG/REPO@COMMIT or package:DISTRIBUTION/path")
+    _json(parser)
+
+
+def _model_and_platform(parser: "ArgumentParser") -> None:
+    _model(parser)
+    parser.add_argument("--platform", required=True, help="a platform's name, built in or of this project")
+    parser.add_argument("--task", default="", help="what the model is for, as in a target; guessed where it is not given")
+    parser.add_argument("--prefer", default="", help="what to put first, as in a target: multiplatform, enterprise, …")
+
+
 def _toolchain(options: "Namespace") -> int:
     from edgebuild import equip
 
@@ -312,6 +340,20 @@ COMMANDS: dict[str, Command] = {
         takes=_one_target_or_json,
         run=_plan,
     ),
+    "assess": Command(
+        about="say what a model is, from its headers alone, and what each backend would make of it",
+        example="edgebuild assess targets/models/tiny-phi3",
+        takes=_model,
+        run=_assess,
+        project=False,
+    ),
+    "recommend": Command(
+        about="say which framework suits a model on a platform, which is next, and why the others are not",
+        example="edgebuild recommend targets/models/digits.onnx --platform android",
+        takes=_model_and_platform,
+        run=_recommend,
+        project=False,
+    ),
     "remeasure": Command(
         about="time a target's model again though its measurements hold, and build all that follows from that",
         example="edgebuild remeasure web-digits",
@@ -427,11 +469,18 @@ def _doit(words: list[str]) -> int:
 
 
 def _enter_project() -> None:
-    """Go to the nearest folder above that has a `dodo.py` beside `targets/`."""
-    here = os.getcwd()
+    """Go to the project's root. Raises UserError where there is none."""
+    root = _project_above(os.getcwd())
+    if root is None:
+        raise UserError("no project here: a project has dodo.py and targets/; go to one, or make one: edgebuild init DIR")
+    os.chdir(root)
+
+
+def _project_above(here: str) -> str | None:
+    """The nearest folder, here or above, that has a `dodo.py` beside `targets/`."""
     while not (os.path.isfile(os.path.join(here, "dodo.py")) and os.path.isdir(os.path.join(here, "targets"))):
         above = os.path.dirname(here)
         if above == here:
-            raise UserError("no project here: a project has dodo.py and targets/; go to one, or make one: edgebuild init DIR")
+            return None
         here = above
-    os.chdir(here)
+    return here

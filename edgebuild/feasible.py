@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import Backend, Estimate, ModelFacts
 from edgebuild.forecast import DEPENDS, MEASURED, RESTORE, RUN, Amount, Choice, Forecast
 from edgebuild.project import Project
 from edgebuild.resources import Memory, existing, free, memory
@@ -183,17 +183,22 @@ def _instead(found: Forecast, limit: int) -> str:
 def _sizes(choice: Choice, facts: ModelFacts) -> list[tuple[int, str]]:
     """(bytes in the bundle, how it is written) of every scheme and group size of the backend, ascending."""
     found = []
-    for scheme, keys in choice.backend.SCHEMES.items():
-        kept = {key: value for key, value in choice.parameters.items() if key in keys and key != "group_size"}
+    for scheme, group, parameters in settings(choice.backend, choice.parameters, choice.calibrated):
+        size = choice.backend.estimate(facts, scheme, parameters, choice.available).artifact * choice.copies
+        found.append((size, f"scheme: {scheme}" + (f", group_size: {group}" if group else "")))
+    return sorted(found)
+
+
+def settings(backend: Backend, kept: Mapping[str, Any], calibrated: bool) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:
+    """(scheme, group size, parameters) of every scheme and group size of a backend, as far as `kept` parameters have a meaning."""
+    for scheme, keys in backend.SCHEMES.items():
+        given = {key: value for key, value in kept.items() if key in keys and key != "group_size"}
         for group in GROUPS if "group_size" in keys else (None,):
             try:
-                given = kept if group is None else {**kept, "group_size": group}
-                parameters = choice.backend.parameters(scheme, given, choice.calibrated)
+                parameters = backend.parameters(scheme, given if group is None else {**given, "group_size": group}, calibrated)
             except ValueError:
                 continue  # not one of this backend's
-            size = choice.backend.estimate(facts, scheme, parameters, choice.available).artifact * choice.copies
-            found.append((size, f"scheme: {scheme}" + (f", group_size: {group}" if group else "")))
-    return sorted(found)
+            yield scheme, group, parameters
 
 
 def _gates(found: Forecast) -> Iterator[Finding]:

@@ -28,6 +28,7 @@ WANTED = (
     "NOTICE*",
     "COPYING*",
 )
+TIMEOUT = 60  # seconds without a byte
 ENVIRONMENT = (
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"),
     *("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DISABLE_XET", "HF_XET_CACHE"),
@@ -71,6 +72,56 @@ def fetch(repository: str, commit: str, path: str, what: Download, out: Path) ->
     out.mkdir()
     for name in names:
         (out / name).symlink_to(_blob(snapshot / name))
+
+
+def cached(repository: str, commit: str, path: str = "") -> dict[str, Path]:
+    """role → path of the model's files as the cache has them, of `path` alone where it is given; nobody is asked. Empty: not there."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        snapshot = Path(
+            snapshot_download(
+                repository,
+                revision=commit,
+                allow_patterns=[path] if path else list(WANTED),
+                ignore_patterns=None if path else ["*/*"],
+                local_files_only=True,
+            )
+        )
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return {}
+    if path:
+        return {"model": snapshot / path} if (snapshot / path).is_file() else {}
+    return {f"model/{file.name}": file for file in sorted(snapshot.iterdir()) if file.is_file() and _wanted(file.name)}
+
+
+def sizes(repository: str, commit: str) -> dict[str, int]:
+    """Every file of a repository with its bytes. Raises StepFailed with one sentence."""
+    from huggingface_hub import HfApi
+
+    with _hub(repository, commit):
+        tree = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).list_repo_tree(repository, revision=commit, recursive=True)
+        return {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
+
+
+def part(repository: str, commit: str, name: str, start: int, length: int) -> bytes:
+    """That many bytes of a file; fewer where it ends. Nothing is kept. Raises StepFailed with one sentence."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+    address = hf_hub_url(repository, name, revision=commit, endpoint=os.environ.get("HF_ENDPOINT"))
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+    data = bytearray()
+    with _hub(repository, commit), get_session().stream("GET", address, headers=headers, timeout=TIMEOUT) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        before = 0 if response.status_code == 206 else start  # a server without ranges begins at the begin
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) >= before + length:
+                break
+    return bytes(data[before : before + length])
 
 
 def commit_now(repository: str, revision: str) -> str:

@@ -19,6 +19,7 @@ import yaml
 
 from edgebuild import matrix, shipped
 from edgebuild.errors import TargetError, did_you_mean, shown
+from edgebuild.select import Preferences, preferences
 from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
@@ -105,12 +106,10 @@ class Targets:
 
     def _platform(self, document: "_Document", name: str) -> Platform:
         if name not in self._platforms:
-            path = platform_file(self._root, name)
-            if path is None:
-                known = platform_names(self._root)
-                message = f'no platform "{name}"; there are: {", ".join(known)}.{did_you_mean(name, known)}'
-                raise TargetError([document.problem(("platform",), message)])
-            self._platforms[name] = _platform(self._root, name, path)
+            try:
+                self._platforms[name] = platform(self._root, name)
+            except ValueError as error:
+                raise TargetError([document.problem(("platform",), str(error))]) from error
         return self._platforms[name]
 
 
@@ -161,6 +160,19 @@ def platform_file(root: str, name: str) -> str | None:
         if os.path.isfile(path):
             return path
     return None
+
+
+@cache
+def tasks() -> tuple[str, ...]:
+    """What model.task may be."""
+    with open(os.path.join(shipped.folder("schemas"), "target.json"), encoding="utf-8") as file:
+        return tuple(json.load(file)["properties"]["model"]["properties"]["task"]["enum"])
+
+
+@cache
+def preferred() -> Preferences:
+    """What preferences.yaml says."""
+    return preferences(_Document(os.path.join(shipped.PACKAGE, "preferences.yaml"), "preferences.yaml").mapping())
 
 
 @cache
@@ -247,6 +259,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         task=task,
         platform=platform,
         framework=merged.get("framework", "auto"),
+        prefer=merged.get("prefer", ""),
         scheme=quantize.pop("scheme", "none"),
         quantize=quantize,
         calibration=_normal(root, calibration.get("data", "")),
@@ -265,7 +278,12 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
     )
 
 
-def _platform(root: str, name: str, path: str) -> Platform:
+def platform(root: str, name: str) -> Platform:
+    """A project's own platform, else the built-in one. Raises ValueError where there is none, TargetError where its file is bad."""
+    path = platform_file(root, name)
+    if path is None:
+        known = platform_names(root)
+        raise ValueError(f'no platform "{name}"; there are: {", ".join(known)}.{did_you_mean(name, known)}')
     own = os.path.join(root, "platforms")
     file = f"platforms/{name}.yaml" if os.path.dirname(path) == own else f"edgebuild/platforms/{name}.yaml"
     document = _Document(path, file)
@@ -273,15 +291,25 @@ def _platform(root: str, name: str, path: str) -> Platform:
     value = document.mapping()
     benchmark = dict(value.get("benchmark", {}))
     not_measured = benchmark.pop("not_measured", "")
-    defaults: dict[str, Any] = {key: value[key] for key in ("framework", "quantize", "gates", "package") if key in value}
+    defaults: dict[str, Any] = {
+        key: value[key] for key in ("framework", "prefer", "quantize", "gates", "package") if key in value
+    }
     if benchmark:
         defaults["benchmark"] = benchmark
+    facts = value.get("facts", {})
+    try:
+        memory = size(str(facts["memory"])) if "memory" in facts else None
+    except ValueError as error:
+        message = f"must be {error}, not {_show(facts['memory'])}"
+        raise TargetError([document.problem(("facts", "memory"), message)]) from error
     return Platform(
         name=name,
         description=value.get("description", ""),
+        hardware=value.get("hardware", "any"),
+        memory=memory,
         not_measured=not_measured,
         defaults=defaults,
-        facts=value.get("facts", {}),
+        facts=facts,
     )
 
 

@@ -4,14 +4,16 @@ The list `CODE` names, per verb, the modules whose text is in a recipe; a test h
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgebuild import digest
+from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import TargetError, did_you_mean, shown
-from edgebuild.select import Choice, choose
+from edgebuild.fit import Fit, Misfit, Wanted, choose
+from edgebuild.select import AUTO, Choice, Preferences
 from edgebuild.source import Found, is_licence
 from edgebuild.step import ENVIRONMENT, Step
 from edgebuild.target import Target
@@ -45,6 +47,8 @@ class Surroundings:
     source: Callable[[Target], Found]  # raises TargetError
     exists: Callable[[str], bool]  # is there a file or folder at this path
     templates: Callable[[str], Mapping[str, str]]  # bundle kind → role → path of every template file
+    preferences: Preferences
+    facts: Callable[[Target, Found], ModelFacts | None]  # what a source that lies here is; None where that is not known
 
 
 @dataclass(kw_only=True)
@@ -69,9 +73,9 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
             raise TargetError(
                 [target.problem(key, f'there is no file "{shown(path)}"; paths are relative to the project\'s root')]
             )
-    choice = _choose(target, source.format)
-    parameters = _check(target, choice, source.format)
-    steps = _steps(_Builder(plan, target, choice, around), source, parameters, strict)
+    fit = _fit(target, source, around)
+    target = replace(target, scheme=fit.scheme)
+    steps = _steps(_Builder(plan, target, fit.choice, around), source, fit.parameters, strict)
     if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
@@ -85,57 +89,37 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
     }
 
 
-def _choose(target: Target, format: str) -> Choice:
-    try:
-        choice = choose(target.framework, target.task, format)
-    except ValueError as error:
-        raise TargetError([target.problem("framework", str(error))]) from error
-    if choice.framework not in BACKENDS:
-        known = sorted(name for name in BACKENDS if name != "fake")
-        message = (
-            f'no framework "{choice.framework}"; there are: {", ".join(known)}, auto.{did_you_mean(choice.framework, known)}'
-        )
-        raise TargetError([target.problem("framework", message)])
-    return choice
-
-
-def _check(target: Target, choice: Choice, format: str) -> Mapping[str, Any]:
-    """The quantize parameters, with the backend's defaults. Raises TargetError for what it lacks."""
-    backend, name = BACKENDS[choice.framework], choice.framework
-    if format not in backend.FORMATS:
-        takes = " and ".join(backend.FORMATS)
-        message = (
-            f"{name} takes a source of format {takes}, but this one is {format}; name another framework or give another source"
-        )
-        raise TargetError([target.problem("model.source", message)])
+def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
+    """The framework and what it quantizes how. The model is looked at only where that has a say in it."""
     if target.kind not in BUNDLES:
         message = f'no bundle kind "{target.kind}"; there are: {", ".join(sorted(BUNDLES))}.{did_you_mean(target.kind, BUNDLES)}'
         raise TargetError([target.problem("package.kind", message)])
-    if reason := BUNDLES[target.kind].refuse(name, target.task):
-        raise TargetError([target.problem("package.kind", f"{target.kind}: {reason}")])
-    if target.scheme == "none":
-        if target.quantize and any(key.startswith("quantize.") and key != "quantize.scheme" for key in target.lines):
-            raise TargetError(
-                [target.problem("quantize", "scheme is none, so the other keys have no meaning; remove them or name a scheme")]
-            )
-        return {}
-    if target.scheme not in backend.SCHEMES:
-        known = sorted(backend.SCHEMES)
-        message = f"{name} has no scheme {target.scheme}; it has: {', '.join(known)}, none.{did_you_mean(target.scheme, known)}"
-        raise TargetError([target.problem("quantize.scheme", message)])
-    given = dict(target.quantize)
-    for key in target.quantize:
-        if key not in backend.SCHEMES[target.scheme]:
-            if f"quantize.{key}" not in target.lines:  # a default of the platform for another scheme
-                del given[key]
-                continue
-            taken = ", ".join(backend.SCHEMES[target.scheme]) or "nothing"
-            raise TargetError([target.problem(f"quantize.{key}", f"{name} {target.scheme} does not read it; it reads: {taken}")])
+    bundle = BUNDLES[target.kind]
+
+    def kind_refuses(framework: str) -> str:
+        reason = bundle.refuse(framework, target.task)
+        return f"{target.kind}: {reason}" if reason else ""
+
+    wanted = Wanted(
+        framework=target.framework,
+        task=target.task,
+        format=source.format,
+        facts=around.facts(target, source) if AUTO in (target.framework, target.scheme) else None,
+        hardware=target.platform.hardware,
+        prefer=target.prefer,
+        scheme=target.scheme,
+        quantize=target.quantize,
+        written={key.split(".")[1] for key in target.lines if key.startswith("quantize.")} - {"scheme"},
+        calibrated=bool(target.calibration),
+        kind_refuses=kind_refuses,
+        copies=bundle.COPIES,
+        memory=target.platform.memory,
+        weights=target.weights_limit,
+    )
     try:
-        return backend.parameters(target.scheme, given, bool(target.calibration))
-    except ValueError as error:
-        key, _, message = str(error).partition(": ")
-        raise TargetError([target.problem(f"quantize.{key}", message)]) from error
+        return choose(wanted, around.preferences, BACKENDS)
+    except Misfit as error:
+        raise TargetError([target.problem(error.key, str(error))]) from error
 
 
 class _Builder:
@@ -281,7 +265,7 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
             "kind": target.kind,
             "source": target.source.partition("?")[0],  # what stands behind it in an address may be a token
             "platform": target.platform.name,
-            "choice": {"framework": make.choice.framework, "reason": make.choice.reason, "runner_up": make.choice.runner_up},
+            "choice": make.choice.to_json(),
             "toolchain": dict(make.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
             "isa": around.isa,
         },

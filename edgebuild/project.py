@@ -6,10 +6,11 @@ A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behin
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import machine, shipped
+from edgebuild import digest, machine, shipped
 from edgebuild.files import sealed, unsealed, write_whole
 from edgebuild.memo import Memo
 from edgebuild.noop import STATE, Signature, identity, racy, signature
@@ -17,6 +18,7 @@ from edgebuild.step import Step
 from edgebuild.store import Store
 
 if TYPE_CHECKING:
+    from edgebuild.backend import ModelFacts
     from edgebuild.errors import TargetError
     from edgebuild.plan import Surroundings
     from edgebuild.source import Found
@@ -105,8 +107,10 @@ class Project:
         if touched:
             from edgebuild import source
 
-            if any(_listed(source.find(".", path, "", "")) != sources[path] for path in touched):
-                return False
+            for path in touched:
+                lies = source.find(".", path, "", "")
+                if _listed(lies, [_facts_of(lies)] if len(sources[path]) > 2 else []) != sources[path]:
+                    return False
             guards |= touched
             _keep(cached)
         return True
@@ -169,12 +173,14 @@ class _Seen:
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
         self.guards: dict[str, Signature | None] = {}
         self.sources: dict[str, Any] = {}  # path of a lone model file -> what a plan takes of it
+        self._looked: dict[str, ModelFacts | None] = {}  # source → its headers, where they had a say
 
     def guard(self, *paths: str) -> None:
         for path in paths:
             self.guards.setdefault(path, signature(path))
 
     def surroundings(self) -> "Surroundings":
+        from edgebuild.load import preferred
         from edgebuild.plan import Surroundings
 
         for folder in (shipped.PACKAGE, *(shipped.folder(name) for name in ("schemas", "platforms", "templates"))):
@@ -189,6 +195,8 @@ class _Seen:
             source=self._source,
             exists=self._exists,
             templates=self._templates,
+            preferences=preferred(),
+            facts=self._facts,
         )
 
     def _toolchain(self, backend: str, packages: tuple[str, ...]) -> "Versions":
@@ -231,12 +239,26 @@ class _Seen:
         except (ValueError, OSError) as error:
             raise TargetError([target.problem("model.source", str(error))]) from error
         if named.kind == "local" and "model" in found.files:
-            self.sources[named.path] = _listed(found)
+            self.sources.setdefault(named.path, _listed(found))
         if "model" not in found.files and not named.remote:
             self.guard(*sorted({os.path.dirname(path) for path in found.files.values()}))
         elif named.kind == "package":
             self.guard(found.files["model"])
         return found
+
+    def _facts(self, target: "Target", found: "Found") -> "ModelFacts | None":
+        """What lies on this machine is looked at; what a fetch brings is not, though it be here: a plan is the same before and after."""
+        from edgebuild.target import parse_source
+
+        named = parse_source(target.source)
+        if named.remote:
+            return None
+        self.guard(*found.files.values())
+        if target.source not in self._looked:
+            self._looked[target.source] = _facts_of(found)
+        if named.path in self.sources:
+            self.sources[named.path] = _listed(found, [self._looked[target.source]])
+        return self._looked[target.source]
 
     def _exists(self, path: str) -> bool:
         self.guard(path if not os.path.exists(path) else os.path.dirname(path) or ".")
@@ -261,8 +283,20 @@ def _problems(names: list[str], failed: "Mapping[str, TargetError]") -> dict[str
     return {name: "\n".join(f"{problem} (target {name})" for problem in error.problems) for name, error in failed.items()}
 
 
-def _listed(found: "Found") -> list[Any]:
-    return [dict(found.files), found.format]
+def _listed(found: "Found", looked: "Sequence[ModelFacts | None]" = ()) -> list[Any]:
+    """What a plan takes of a source: where its headers had a say, a digest of them too."""
+    return [dict(found.files), found.format, *(digest.tagged("facts", facts and facts.to_json()) for facts in looked)]
+
+
+def _facts_of(found: "Found") -> "ModelFacts | None":
+    """None where a build would refuse the source: then its own steps say so."""
+    from edgebuild.errors import StepFailed
+    from edgebuild.facts import facts_of
+
+    try:
+        return facts_of({role: Path(path) for role, path in found.files.items()})
+    except (StepFailed, OSError):
+        return None
 
 
 def _files(folder: str) -> list[str]:

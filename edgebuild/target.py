@@ -32,6 +32,8 @@ class Platform:
 
     name: str
     description: str = ""
+    hardware: str = "any"  # what it computes with, as preferences.yaml knows it
+    memory: int | None = None  # bytes that the device has
     not_measured: str = ""  # why nothing is timed on this machine for this platform
     defaults: Mapping[str, Any] = field(default_factory=dict)  # the same keys as in a target
     facts: Mapping[str, Any] = field(default_factory=dict)  # what bundles state: minimum system versions and the like
@@ -50,6 +52,7 @@ class Target:
     task: str
     platform: Platform
     framework: str
+    prefer: str  # what `framework: auto` puts first, else empty
     scheme: str
     quantize: Mapping[str, Any]  # group_size, symmetric, method, … as written
     calibration: str

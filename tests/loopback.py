@@ -137,30 +137,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, fault: str, head: bool) -> None:
         size, start, status = self.loopback.size(name), 0, 200
+        end = size
         headers = {"Accept-Ranges": "bytes", **({"Content-Type": "text/html"} if name.endswith("/") else {})}
         if self.loopback.hub:
             headers["X-Repo-Commit"] = COMMIT
             headers["ETag"] = f'"{self.loopback.sha256(name) if name.endswith(LFS) else self.loopback.git(name)}"'
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes=") and fault != "ignore range":
-            start, status = int(asked.removeprefix("bytes=").split("-")[0]), 206
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end, status = int(first), min(int(last) + 1, size) if last else size, 206
             if start >= size:
                 self._plain(416, b"", {"Content-Range": f"bytes */{size}"})
                 return
-            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         if fault == "endless":
             self.send_header("Connection", "close")
         else:
-            self.send_header("Content-Length", str(size - start))
+            self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if not head:
-            self._send(name, fault, start, size)
+            self._send(name, fault, start, end)
 
-    def _send(self, name: str, fault: str, start: int, size: int) -> None:
-        end = start + (size - start) // 2 if fault == "cut" else size
+    def _send(self, name: str, fault: str, start: int, end: int) -> None:
+        end = start + (end - start) // 2 if fault == "cut" else end
         with contextlib.suppress(OSError):
             for here in range(start, end, 1 << 20):
                 data = self.loopback.read(name, here, min(1 << 20, end - here))

@@ -1,4 +1,4 @@
-"""The list of backends. Read by plan, forecast, doctor and worker alone; importing it imports no framework."""
+"""The list of backends. Read by plan, forecast, worker, assessment, recommend and doctor alone; importing it imports no framework."""
 
 from edgebuild.backend import Backend
 from edgebuild.backends import fake, mlx, onnxruntime, openvino

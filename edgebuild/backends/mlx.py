@@ -6,16 +6,14 @@ MLX reads older configuration keys than transformers 5 writes and falls back to 
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
-import importlib.util
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +56,9 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.quantized:
         return f"it is quantized already ({facts.quantized}); give the float model that it was made from"
-    known = _model_types()
-    if known and facts.model_type not in known:  # where a toolchain alone has mlx-lm, the worker there knows
+    if facts.model_type not in _model_types():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
-        return f"{code}mlx-lm knows no model type {facts.model_type!r}; install an mlx-lm that does, or name another framework"
+        return f"{code}mlx-lm knows no model type {facts.model_type!r}; name another framework"
     size, hidden = parameters.get("group_size"), facts.hidden
     if size and hidden and hidden % size:
         return f"its hidden size {hidden} is no multiple of group_size {size}; {_advice(_fitting([hidden]))}"
@@ -232,17 +229,10 @@ class MlxSession:
         mx.clear_cache()
 
 
-def _model_types() -> set[str]:
-    """The model types that the installed mlx-lm has, its own other names for them included; read, not imported."""
-    spec = importlib.util.find_spec("mlx_lm")
-    if spec is None or not spec.submodule_search_locations:
-        return set()
-    package = Path(spec.submodule_search_locations[0])
-    found = {path.stem for path in (package / "models").glob("*.py") if re.search(r"\bModelArgs\b", path.read_text("utf-8"))}
-    for node in ast.parse((package / "utils.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
-            found |= {name for name, model in ast.literal_eval(node.value).items() if model in found}
-    return found
+@cache
+def _model_types() -> frozenset[str]:
+    """The model types that the mlx-lm of the lock has, its own other names for them included: the same wherever it is asked."""
+    return frozenset(Path(__file__).with_name("mlx_types.txt").read_text(encoding="ascii").split())
 
 
 def _fitting(inputs: Sequence[int]) -> list[int]:

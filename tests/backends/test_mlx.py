@@ -1,9 +1,11 @@
 """MLX for real, on the example model: what it converts, what it refuses, and that a wrong conversion does not get through."""
 
 import argparse
+import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -317,7 +319,7 @@ def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
             {},
             "names Python code (auto_map), which is never run, and mlx-lm knows no model type",
         ),
-        ({"model_type": "cache"}, {}, "mlx-lm knows no model type 'cache'; install an mlx-lm that does"),
+        ({"model_type": "cache"}, {}, "mlx-lm knows no model type 'cache'; name another framework"),
         ({"model_type": "phi3", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
         (
             {"model_type": "phi3", "hidden": 192},
@@ -335,6 +337,22 @@ def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) 
     found = mlx.refuse(ModelFacts(format="huggingface", **facts), parameters)
     assert reason in found
     assert bool(reason) == bool(found)
+
+
+def test_the_model_types_are_those_of_mlx_lm() -> None:
+    """Its modules with arguments of a model, and its own other names for them, read and not imported.
+
+    `EDGEBUILD_REWRITE=1 pytest tests/backends/test_mlx.py` writes the list anew, when the lock names another mlx-lm.
+    """
+    package = Path(next(iter(importlib.util.find_spec("mlx_lm").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
+    found = {path.stem for path in (package / "models").glob("*.py") if re.search(r"\bModelArgs\b", path.read_text("utf-8"))}
+    for node in ast.parse((package / "utils.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
+            found |= {name for name, model in ast.literal_eval(node.value).items() if model in found}
+    shipped = Path(mlx.__file__).with_name("mlx_types.txt")
+    if os.environ.get("EDGEBUILD_REWRITE"):
+        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
+    assert set(shipped.read_text(encoding="ascii").split()) == found
 
 
 def test_parameters() -> None:

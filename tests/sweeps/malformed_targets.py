@@ -164,6 +164,7 @@ def bound(rng: random.Random, made: Node) -> bool:
             ("model.task", ["classification", "Image-Classification", '"text-generation "']),
             ("platform", ["nosuch", "../fake", "/etc/passwd", "Fake", "con", "fake/../fake", "x" * 65, '"fake\\n"']),
             ("framework", ["tensorflow", "a-b", "ONNXRUNTIME", "fake2", '""']),
+            ("prefer", ["speed", "Enterprise", "1", '""', ("enterprise",)]),
             ("evaluate.data", ["nosuch.npz", '""', "a" * 4097, "a/" * 2000 + "b"]),
             ("benchmark.profile", ["slow", "RAPID", "1"]),
             ("gates.cosine.min", ["-1", "1" + "0" * 18 + "1" * 300 + ".5", "high", '"0.5"']),
