@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,7 @@ def assess(files: Mapping[str, Path]) -> ModelFacts:
         if kind == "onnx":
             return _onnx(path, sum(other.stat().st_size for other in files.values()))
         if kind == "gguf":
-            gguf.read(str(path))
-            return ModelFacts(format="gguf", bytes=path.stat().st_size)
+            return _gguf(path)
     except ValueError as error:
         raise StepFailed(f"{path.name}: {error}") from error
     raise StepFailed(f"{path.name} is a lone weights file; give the folder that holds its config.json and tokenizer")
@@ -62,24 +61,47 @@ def _onnx(path: Path, total: int) -> ModelFacts:
     )
 
 
+def _gguf(path: Path) -> ModelFacts:
+    """Keys by docs/gguf.md, "Standardized key-value pairs". Raises ValueError."""
+    header = gguf.read(str(path))
+    architecture = header.values.get("general.architecture", "")
+    parts = header.values.get("split.count", 1)
+    if type(parts) is int and parts > 1:
+        raise ValueError(f"it is one of {parts} parts of a model; merge them first: llama-gguf-split --merge")
+
+    def number(key: str) -> int | None:
+        return _number(header.values, f"{architecture}.{key}")
+
+    return ModelFacts(
+        format="gguf",
+        architecture=shown(str(architecture)) or "unknown",
+        model_type=shown(str(architecture)),
+        bytes=path.stat().st_size,
+        layers=number("block_count"),
+        heads=number("attention.head_count"),
+        context=number("context_length"),
+        hidden=number("embedding_length"),
+        vocabulary=header.lengths.get("tokenizer.ggml.tokens", number("vocab_size")),
+        experts=number("expert_count"),
+        tied_embeddings="output.weight" not in header.tensors if "token_embd.weight" in header.tensors else None,
+        quantized=", ".join(header.quantized),
+        **_counted(header.tensors.values()),
+    )
+
+
 def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
     config = read_config(files["model/config.json"])
-    parameters: Counter[str] = Counter()
-    total = matrices = largest = 0
+    tensors: list[tuple[str, tuple[int, ...]]] = []
+    total = 0
     for role, path in sorted(files.items()):
         if formats.detect(str(path)) != "safetensors" or not _is_weights(role):
             continue
         try:
-            header = safetensors.read(str(path))
+            tensors += safetensors.read(str(path)).tensors.values()
         except ValueError as error:
             raise StepFailed(f"{path.name}: {error}; copy or download it again") from error
         total += path.stat().st_size
-        for dtype, shape in header.tensors.values():
-            count = prod(shape)
-            parameters[dtype] += count
-            matrices += count if len(shape) > 1 else 0
-            largest = max(largest, count)
-    if not parameters:
+    if not tensors:
         raise StepFailed("the folder's *.safetensors hold no tensors; copy or download them again")
     architectures = config.get("architectures")
     quantization = config.get("quantization_config") or config.get("quantization")
@@ -88,7 +110,6 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
         architecture=shown(str(architectures[0])) if isinstance(architectures, list) and architectures else "unknown",
         model_type=shown(str(config.get("model_type", ""))),
         custom_code="auto_map" in config,
-        parameters=dict(sorted(parameters.items())),
         bytes=total,
         layers=_number(config, "num_hidden_layers"),
         heads=_number(config, "num_attention_heads"),
@@ -98,10 +119,21 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
         experts=_number(config, "num_local_experts") or _number(config, "num_experts"),
         tied_embeddings=bool(config["tie_word_embeddings"]) if "tie_word_embeddings" in config else None,
         quantized=str(quantization.get("quant_method", "yes")) if isinstance(quantization, dict) else "",
-        weights={"": matrices},
-        largest=largest,
         tokenizer=next((files[role].stat().st_size for role in TOKENIZERS if role in files), 0),
+        **_counted(tensors),
     )
+
+
+def _counted(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    """`parameters`, `weights` and `largest` of ModelFacts, from (dtype, shape) of every tensor."""
+    parameters: Counter[str] = Counter()
+    matrices = largest = 0
+    for dtype, shape in tensors:
+        count = prod(shape)
+        parameters[dtype] += count
+        matrices += count if len(shape) > 1 else 0
+        largest = max(largest, count)
+    return {"parameters": dict(sorted(parameters.items())), "weights": {"": matrices}, "largest": largest}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ GOLDEN = "golden.safetensors"
 # logits stored as float16; a rope theta of 500,000 instead of 10,000 has 0.28.
 LIMIT = 1e-3
 TOKENS = 64
+# Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
+SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
 UNVERIFIED = (
@@ -148,8 +150,58 @@ def hold_outputs(
     return {"verified": True, "against": [entry]}
 
 
+def tokenizer(model: Path) -> Any:
+    """The tokenizer of a Hugging Face folder, by transformers; no code of its runs. Raises StepFailed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise StepFailed(f"transformers cannot load the tokenizer: {said(error)}; copy or download its files again") from error
+
+
+def tokens(tokenizer: Any, text: str) -> NDArray[np.int32]:
+    """Those of the text alone, without any that mark its begin or end. Raises StepFailed."""
+    import numpy as np
+
+    try:
+        return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+    except Exception as error:
+        raise StepFailed(f"the tokenizer cannot take a text: {said(error)}") from error
+
+
+def same_tokenizer(candidate: Session, source: Path) -> None:
+    """Raises StepFailed where a converted model's tokenizer is another one than that of the folder `source`."""
+    if tokens(tokenizer(source), SAMPLE).tolist() != candidate.tokens(SAMPLE).tolist():
+        raise StepFailed(
+            "the converted tokenizer gives other tokens than the source's; write the source's anew with transformers "
+            "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)) and build again"
+        )
+
+
+def within(vocabulary: int | None, tokens: NDArray[np.int32]) -> None:
+    """Raises StepFailed for a token that the model does not have: some runtimes read beyond their embedding without a check."""
+    outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 2**31 - 1))]
+    if outside.size:
+        problem = f"token {outside[0]} is outside the model's vocabulary of {vocabulary}"
+        raise StepFailed(f"{problem}: tokenizer and model do not belong together; give the model's own tokenizer")
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """What `hold` found, for a step's summary."""
+    if not report["verified"]:
+        return "unverified"
+    names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
+    return f"held against {names}: KL {max(entry['kl_mean'] for entry in report['against']):.2g}"
+
+
 def lay_out(files: Mapping[str, Path], folder: Path) -> None:
-    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code."""
+    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code.
+
+    Raises StepFailed where there is no tokenizer.
+    """
+    if not {"model/tokenizer.json", "model/tokenizer.model"} & set(files):
+        raise StepFailed("the folder has no tokenizer.json and no tokenizer.model; copy or download them beside the weights")
     folder.mkdir()
     for role, path in files.items():
         name = role.removeprefix("model/")

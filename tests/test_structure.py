@@ -60,7 +60,7 @@ def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
 
 def test_extras_pin_what_the_locks_pin() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for backend in ("mlx", "onnxruntime", "openvino"):
+    for backend in ("llamacpp", "mlx", "onnxruntime", "openvino"):
         lock = (Path(shipped.PACKAGE) / "locks" / f"{backend}.txt").read_text()
         locked = dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
         pins = dict(
@@ -77,7 +77,9 @@ def test_extras_pin_what_the_locks_pin() -> None:
 def test_no_framework_is_imported_by_the_core() -> None:
     code = "import sys, edgebuild.tasks, edgebuild.cli, edgebuild.plan, edgebuild.run, edgebuild.worker, edgebuild.backends, edgebuild.bundles, edgebuild.load\nprint(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert loaded.isdisjoint({"numpy", "onnx", "onnxruntime", "mlx", "mlx_lm", "transformers", "torch", "openvino", "nncf"})
+    assert loaded.isdisjoint(
+        {"numpy", "onnx", "onnxruntime", "mlx", "mlx_lm", "llama_cpp", "transformers", "torch", "openvino", "nncf"}
+    )
 
 
 def test_a_no_op_imports_little(tmp_path: Path) -> None:

@@ -44,12 +44,16 @@ INPUTS = [{"name": "x", "dtype": "float32", "shape": ["N", 4]}]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """`files`: name → content, the first is the model; `links`: name → where it points. `certain`: it must be refused."""
+    """`files`: name → content, the first is the model; `links`: name → where it points. `certain`: it must be refused.
+
+    `holes`: name → bytes that a file is made long, with zeros that take no room.
+    """
 
     kind: str
     files: Mapping[str, bytes]
     certain: bool = False
     links: Mapping[str, str] = field(default_factory=dict)
+    holes: Mapping[str, int] = field(default_factory=dict)
 
 
 # -- ONNX: the wire format by hand, so that it can lie ------------------------------------------------------------------
@@ -294,13 +298,69 @@ def folder_bomb(rng: random.Random) -> Case:
 
 
 # -- GGUF, and what is no model -----------------------------------------------------------------------------------------
+def text(value: bytes, claimed: int | None = None) -> bytes:
+    return struct.pack("<Q", (len(value) if claimed is None else claimed) % 2**64) + value
+
+
+def key(name: bytes, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def texts(count: int, kind: int = 8) -> bytes:
+    """The begin of an array: the type of its elements, and how many it claims."""
+    return struct.pack("<IQ", kind, count % 2**64)
+
+
+def blob(name: bytes = b"t", dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0, claimed: int | None = None) -> bytes:
+    shape = b"".join(struct.pack("<Q", one % 2**64) for one in dims)
+    count = len(dims) if claimed is None else claimed
+    return text(name) + struct.pack("<I", count) + shape + struct.pack("<IQ", kind, offset)
+
+
+def headed(keys: list[bytes], tensors: list[bytes], data: int = 64) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join([*keys, *tensors]) + bytes(data)
+
+
 def gguf_bomb(rng: random.Random) -> Case:
-    number = [0, 1, 2, 2**31, 2**32, 2**63, 2**64 - 1]
-    version, tensors, keys = rng.choice([0, 1, 2, 3, 4, 2**32 - 1]), rng.choice(number), rng.choice(number)
-    data = b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + bytes(rng.choice([0, 1, 25, 1_000]))
-    cut = rng.choice([len(data), 3, 4, 8, 12, 23])
-    certain = version not in (2, 3) or cut < 24 or max(tensors, keys) > 2**30
-    return Case(kind="gguf bomb", files={"m.gguf": data[:cut]}, certain=certain)
+    how, certain, holes = rng.randrange(9), True, {}
+    if how <= 1:  # counts that are not so
+        number = [0, 1, 2, 2**31, 2**32, 2**63, 2**64 - 1]
+        version, tensors, keys = rng.choice([0, 1, 2, 3, 4, 2**32 - 1]), rng.choice(number), rng.choice(number)
+        data = b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + bytes(rng.choice([0, 1, 25, 1_000]))
+        data = data[: rng.choice([len(data), 3, 4, 8, 12, 23])]
+        certain = version not in (2, 3) or len(data) < 24 or max(tensors, keys) > 2**30
+    elif how == 2:  # more keys than any model has
+        count = rng.choice([1_000, gguf_keys + 1])
+        data, certain = headed([key(b"%d" % n, 0, b"\1") for n in range(count)], []), count > gguf_keys
+    elif how == 3:  # arrays that are longer than the file
+        kind, count = rng.choice([0, 4, 8, 9, 12]), rng.choice([2**20, 2**31, 2**62, 2**63, 2**64 - 1])
+        data = headed([key(b"a", 9, texts(count, kind))], [])
+    elif how == 4:  # a text in every eight bytes of a file that takes no room
+        count = rng.choice([1_000, gguf_texts + 1])
+        data, certain = headed([key(b"a", 9, texts(count))], [], 0), count > gguf_texts
+        holes = {"m.gguf": len(data) + 8 * count}
+    elif how == 5:  # arrays in arrays
+        depth = rng.choice([2, 40, 2_000, 50_000])
+        data, certain = headed([key(b"a", 9, texts(1, 9) * depth + texts(0, 0))], []), depth > gguf.MAX_NESTING
+    elif how == 6:  # tensors that no memory and no file holds
+        dims = rng.choice([(2**63,), (2**62, 4), (2**40,), (100, 2**20)])
+        many = blob(dims=(1,) * rng.choice([5, 1_000]))
+        spoilt = [[blob(dims=dims)], [many], [blob(claimed=2**31)], [blob(offset=2**40)], [blob(kind=2)], [blob(), blob()]]
+        data = headed([], rng.choice(spoilt))
+    elif how == 7:  # types that there are not; names and texts that are none
+        values = [key(b"a", 13, b""), key(b"a", 2**32 - 1, b""), key(b"a", 9, texts(4, 13)), key(b"\xff", 0, b"\1")]
+        values += [key(b"a", 8, text(b"x", 2**63)), key(b"a" * 70_000, 0, b"\1"), text(b"x", 2**64 - 1)]
+        values += [key(b"general.alignment", 4, struct.pack("<I", rng.choice([0, 2**31])))]
+        data = headed([rng.choice(values)], [])
+    else:  # what a terminal or a log would obey, and numbers where others belong
+        names = [b"\x1b[2J", b"a\nb", "\u202eulaR".encode(), b"R" * 100_000, b"\xff\xfe", b""]
+        values = [key(b"general.architecture", 8, text(rng.choice(names))), key(b"general.license", 8, text(rng.choice(names)))]
+        values += [key(rng.choice(names[:3]) + b".block_count", 6, struct.pack("<f", rng.choice([float("nan"), 1e38])))]
+        data, certain = headed(values, [blob(rng.choice(names[:3]))]), False
+    return Case(kind="gguf bomb", files={"m.gguf": data}, certain=certain, holes=holes)
+
+
+gguf_keys, gguf_texts = gguf.MAX_KEYS, gguf.MAX_TEXTS
 
 
 def stranger(rng: random.Random) -> Case:
@@ -477,7 +537,7 @@ def sound(rng: random.Random) -> dict[str, bytes]:
             {"m.onnx": model(graph(node(), node(b"Gemm"), tensors=(tensor([4, 4], raw=bytes(64)),)))},
             {"m.onnx": model(graph(tensors=(tensor([4], location=b"w.bin"),))), "w.bin": bytes(16)},
             huggingface(safe({"a": entry(), "b": entry(offsets=(16, 32)), "__metadata__": {"format": "pt"}}, bytes(32))),
-            {"m.gguf": b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + bytes(64)},
+            {"m.gguf": headed([key(b"general.architecture", 8, text(b"phi3"))], [blob()])},
             {"d.npz": zipped({"x.npy": array(), "labels.npy": array("(8,)", "'<i8'", data=bytes(64))}, rng.choice([0, 8]))},
         ]
     )
@@ -524,6 +584,8 @@ def open_sweep(folder: str) -> Callable[[Case, int], Finding]:
             path = Path("case", name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
+        for name, size in case.holes.items():
+            os.truncate(Path("case", name), size)
         for name, points in case.links.items():
             Path("case", name).symlink_to(points)
         return examine(case, worker=number % SHARE == 0)
@@ -655,6 +717,7 @@ GUARDS: dict[str, tuple[str, Callable[[], None]]] = {
     "external-data": ("onnx bomb", _set(onnx, "external_files", lambda path: [])),
     "tensor-count": ("safetensors bomb", _set(safetensors, "MAX_TENSORS", 10**9)),
     "gguf-counts": ("gguf bomb", _set(gguf, "_check_counts", lambda tensors, keys, size: None)),
+    "gguf-texts": ("gguf bomb", _set(gguf, "MAX_TEXTS", 10**9)),
     "npz-bytes": ("npz bomb", _set(samples, "MAX_BYTES", 10**15)),
     "npz-header": ("npz bomb", _set(samples, "_header", _dtype_alone)),
 }
