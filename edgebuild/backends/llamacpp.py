@@ -67,7 +67,7 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
     """Raises ValueError for an importance matrix that there is no text for."""
     if quantize.get("imatrix") and not calibrated:
         raise ValueError("imatrix: an importance matrix is made from text: give calibration.data, or leave imatrix out")
-    return {"imatrix": bool(quantize.get("imatrix"))}
+    return {"imatrix": True} if quantize.get("imatrix") else {}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
@@ -134,7 +134,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     out.mkdir()
     scheme = str(action.params["scheme"])
     tokens, importance = 0, dict[str, "NDArray[np.float32]"]()
-    if action.params["imatrix"]:
+    if action.params.get("imatrix"):
         tokens, importance = _importance(source, action.inputs["calibration"], action.params["samples"] or CALIBRATION)
     _quantize(source, out / FILE, scheme, importance)
     (out / FILE).chmod(0o644)
@@ -240,6 +240,10 @@ class LlamaSession:
             self._context = self._api.llama_init_from_model(self._model, options)
             if not self._context:
                 raise StepFailed(f"llama.cpp makes no context of {options.n_ctx} tokens: {_reason()}")
+            if not self._api.llama_get_memory(self._context):
+                raise StepFailed(
+                    "the model keeps nothing of a text from one token to the next: it is an encoder, and gives no next token"
+                )
             self._room = int(options.n_ctx)
         return self._context
 

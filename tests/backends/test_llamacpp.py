@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,7 @@ def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = Non
     params = {
         "task": "text-generation",
         "scheme": scheme,
-        "imatrix": calibration is not None,
-        "samples": 8 if calibration else None,
+        **({"imatrix": True, "samples": 8} if calibration else {"samples": None}),
     }
     made = {"model": out / "model", "report": out / "report.json"}
     files = {"model": model, **({"calibration": calibration} if calibration else {})}
@@ -477,6 +477,31 @@ def test_what_is_no_gguf_does_not_load(tmp_path: Path) -> None:
 
 
 @needs_llama
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    """llama.cpp gives zeros for its logits. Its converter knows tokenizers by a list, which this one is put on."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "boat", "##s"]))
+    BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
+    sizes = {"vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes)).save_pretrained(source)
+    code = (
+        "import conversion.base, convert_hf_to_gguf, sys\n"
+        "conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'bert-bge'\n"
+        "sys.argv[0] = 'convert'\nconvert_hf_to_gguf.main()"
+    )
+    script = llamacpp._converter()
+    assert script is not None
+    command = [sys.executable, "-c", code, str(source), "--outfile", str(tmp_path / "m.gguf"), "--outtype", "f16"]
+    folders = os.pathsep.join([str(script.parent), str(script.parent / "gguf-py")])
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": folders})
+    with pytest.raises(StepFailed, match="it is an encoder, and gives no next token"):
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+
+
+@needs_llama
 def test_smoke() -> None:
     assert llamacpp.smoke().startswith("llama-cpp-python ")
 
@@ -597,7 +622,7 @@ def test_a_converter_that_says_nothing_or_dies_fails(tmp_path: Path, monkeypatch
 
 
 def test_parameters() -> None:
-    assert llamacpp.parameters("q4_k_m", {}, False) == {"imatrix": False}
+    assert llamacpp.parameters("q4_k_m", {"imatrix": False}, False) == llamacpp.parameters("q4_k_m", {}, True) == {}
     assert llamacpp.parameters("q4_k_m", {"imatrix": True}, True) == {"imatrix": True}
     with pytest.raises(ValueError, match=r"^imatrix: an importance matrix is made from text: give calibration.data"):
         llamacpp.parameters("q4_k_m", {"imatrix": True}, False)
