@@ -17,15 +17,8 @@ from edgebuild.step import ENVIRONMENT, Step
 from edgebuild.target import Target
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
-_MODEL = (
-    "backend",
-    "samples",
-    "reference",
-    "importance",
-    "formats.gguf",
-    "formats.safetensors",
-    "units",
-)  # what every backend's action runs
+# What every backend's action runs.
+_MODEL = ("backend", "samples", "reference", "resources", "importance", "formats.gguf", "formats.safetensors", "units")
 CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("source", "target", *_FORMATS),
     "assess": ("assess", "backend", *_FORMATS),

@@ -11,13 +11,16 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgebuild import resources
 from edgebuild.backend import Session
 from edgebuild.errors import StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action
+from edgebuild.units import human
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +33,8 @@ LIMIT = 1e-3
 TOKENS = 64
 # Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
 SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
+# Bytes of memory that torch and transformers take before any weight, measured; and the room that an estimate wants.
+IMPORTED, ROOM = 250_000_000, 1.15
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
 UNVERIFIED = (
@@ -76,6 +81,15 @@ def golden(files: Mapping[str, Path]) -> Golden | None:
     return Golden(tokens=loaded["token_ids"], logits=loaded["logits"], text=text, made_by=made_by)
 
 
+def memory_of(parameters: int) -> int:
+    """About what transformers takes to run a source of so many parameters, in bytes: all of them in float32."""
+    return IMPORTED + 4 * parameters
+
+
+def fits(memory: int, available: int) -> bool:
+    return memory * ROOM <= available
+
+
 def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """A Hugging Face model run by transformers on torch in float32: int32 [T] tokens, float32 [T, V] logits.
 
@@ -114,7 +128,7 @@ def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
     held: list[dict[str, Any]] = []
     missing = ""
     if action.params.get("reference"):
-        missing = _unknown_to_transformers(action.inputs)
+        missing = _unknown_to_transformers(action.inputs) or _too_large(action.inputs)
         if not missing:
             name = f"transformers {action.params['reference'].get('transformers', '')}".strip()
             tokens, logits = _run_source(action, stored.tokens if stored else None)
@@ -277,6 +291,18 @@ def _unknown_to_transformers(files: Mapping[str, Path]) -> str:
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return ""
     return f"conversion unverified: transformers has no language model of type {kind!r}, and no {GOLDEN} lies beside the model"
+
+
+def _too_large(files: Mapping[str, Path]) -> str:
+    """Why this machine has no room for the source in transformers, else empty."""
+    weights = [
+        safetensors.read(str(path)) for role, path in files.items() if role.endswith(".safetensors") and GOLDEN not in role
+    ]
+    needed = memory_of(sum(prod(shape) for header in weights for _, shape in header.tensors.values()))
+    if fits(needed, resources.memory().available):
+        return ""
+    free = "more than this machine has free"
+    return f"conversion unverified: running the source by transformers takes about {human(needed)} of memory, {free}, and no {GOLDEN} lies beside the model"
 
 
 def _run_source(action: Action, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

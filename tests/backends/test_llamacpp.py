@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebuild import reference, samples
+from edgebuild import reference, resources, samples
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import llamacpp
@@ -255,6 +255,19 @@ def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) ->
     (held,) = report(tmp_path / "out")["against"]
     assert held["reference"] == "transformers 5"
     assert held["kl_mean"] < 5e-4
+
+
+@needs_llama
+def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 by transformers; where the golden logits are there, they alone are compared."""
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", {"torch": "2", "transformers": "5"})
+    assert outcome.summary.endswith(", unverified")
+    reason = report(tmp_path / "out")["reason"]
+    assert reason.startswith("conversion unverified: running the source by transformers takes about 267 MB of memory, more than")
+    convert(MODEL, tmp_path / "golden", {"torch": "2", "transformers": "5"})
+    (held,) = report(tmp_path / "golden")["against"]
+    assert held["reference"].startswith("golden.safetensors ")
 
 
 # -- GGUF as a source -----------------------------------------------------------------------------------------------------
