@@ -18,7 +18,7 @@ from edgebuild.explain import State, explain
 from edgebuild.facts import facts_of
 from edgebuild.fresh import read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.project import Project
-from edgebuild.reference import GOLDEN
+from edgebuild.reference import GOLDEN, fits, memory_of
 from edgebuild.resources import memory
 from edgebuild.step import Step
 
@@ -66,6 +66,7 @@ class Choice:
     copies: int  # of the weights in the bundle
     archived: bool
     held: bool  # a conversion is run, to be held against its source
+    referenced: bool = False  # the source is run by transformers too, beside it
     gates: Mapping[str, Mapping[str, Any]]
     not_measured: str
     weights_limit: int | None
@@ -148,6 +149,7 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         copies=BUNDLES[params("package")["kind"]].COPIES,
         archived="archive" in steps["package"].outputs,
         held=held or bool(params("convert")["reference"]),
+        referenced=bool(params("convert")["reference"]),
         gates=params("gate")["gates"],
         not_measured=params("benchmark")["not_measured"],
         weights_limit=params("package")["limits"]["weights"],
@@ -226,9 +228,11 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
         )
     baseline, candidate = choice.estimates(facts)
     bundle = candidate.artifact * choice.copies
+    reference = memory_of(sum(facts.parameters.values())) if choice.referenced and facts.format == "huggingface" else 0
+    reference = reference if fits(reference, choice.available) else 0
     amounts = {
         ("convert", "makes"): baseline.artifact,
-        ("convert", "memory"): max(baseline.making, baseline.running if choice.held else 0),
+        ("convert", "memory"): max(baseline.making, baseline.running + reference if choice.held else 0),
         ("quantize", "makes"): candidate.artifact,
         ("quantize", "memory"): candidate.making,
         ("evaluate.baseline", "memory"): baseline.running,

@@ -20,7 +20,8 @@ from edgebuild.target import Target
 from edgebuild.toolchain import Versions
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
-_MODEL = ("backend", "samples", "reference", "formats.safetensors", "units")  # what every backend's action runs
+# What every backend's action runs.
+_MODEL = ("backend", "samples", "reference", "resources", "importance", "formats.gguf", "formats.safetensors", "units")
 CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("source", "target", *_FORMATS),
     "assess": ("assess", "backend", *_FORMATS),

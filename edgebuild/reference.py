@@ -11,13 +11,16 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgebuild import resources
 from edgebuild.backend import Session
 from edgebuild.errors import StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action
+from edgebuild.units import human
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +33,10 @@ LIMIT = 1e-3
 # What float32 cannot tell beside 1, four times over: a sigmoid that is shut gives 3e-7, and runtimes round it otherwise.
 ROUNDING = 2.0**-22
 TOKENS = 64
+# Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
+SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
+# Bytes of memory that torch and transformers take before any weight, measured; and the room that an estimate wants.
+IMPORTED, ROOM = 250_000_000, 1.15
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
 UNVERIFIED = (
@@ -76,6 +83,15 @@ def golden(files: Mapping[str, Path]) -> Golden | None:
     return Golden(tokens=loaded["token_ids"], logits=loaded["logits"], text=text, made_by=made_by)
 
 
+def memory_of(parameters: int) -> int:
+    """About what transformers takes to run a source of so many parameters, in bytes: all of them in float32."""
+    return IMPORTED + 4 * parameters
+
+
+def fits(memory: int, available: int) -> bool:
+    return memory * ROOM <= available
+
+
 def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """A Hugging Face model run by transformers on torch in float32: int32 [T] tokens, float32 [T, V] logits.
 
@@ -114,7 +130,7 @@ def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
     held: list[dict[str, Any]] = []
     missing = ""
     if action.params.get("reference"):
-        missing = _unknown_to_transformers(action.inputs)
+        missing = _unknown_to_transformers(action.inputs) or _too_large(action.inputs)
         if not missing:
             name = f"transformers {action.params['reference'].get('transformers', '')}".strip()
             tokens, logits = _run_source(action, stored.tokens if stored else None)
@@ -159,8 +175,58 @@ def hold_outputs(
     return {"verified": True, "against": [{**entry, "outputs": outputs}]}
 
 
+def tokenizer(model: Path) -> Any:
+    """The tokenizer of a Hugging Face folder, by transformers; no code of its runs. Raises StepFailed."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise StepFailed(f"transformers cannot load the tokenizer: {said(error)}; copy or download its files again") from error
+
+
+def tokens(tokenizer: Any, text: str) -> NDArray[np.int32]:
+    """Those of the text alone, without any that mark its begin or end. Raises StepFailed."""
+    import numpy as np
+
+    try:
+        return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+    except Exception as error:
+        raise StepFailed(f"the tokenizer cannot take a text: {said(error)}") from error
+
+
+def same_tokenizer(candidate: Session, source: Path) -> None:
+    """Raises StepFailed where a converted model's tokenizer is another one than that of the folder `source`."""
+    if tokens(tokenizer(source), SAMPLE).tolist() != candidate.tokens(SAMPLE).tolist():
+        raise StepFailed(
+            "the converted tokenizer gives other tokens than the source's; write the source's anew with transformers "
+            "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)) and build again"
+        )
+
+
+def within(vocabulary: int | None, tokens: NDArray[np.int32]) -> None:
+    """Raises StepFailed for a token that the model does not have: some runtimes read beyond their embedding without a check."""
+    outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 2**31 - 1))]
+    if outside.size:
+        problem = f"token {outside[0]} is outside the model's vocabulary of {vocabulary}"
+        raise StepFailed(f"{problem}: tokenizer and model do not belong together; give the model's own tokenizer")
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """What `hold` found, for a step's summary."""
+    if not report["verified"]:
+        return "unverified"
+    names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
+    return f"held against {names}: KL {max(entry['kl_mean'] for entry in report['against']):.2g}"
+
+
 def lay_out(files: Mapping[str, Path], folder: Path) -> None:
-    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code."""
+    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code.
+
+    Raises StepFailed where there is no tokenizer.
+    """
+    if not {"model/tokenizer.json", "model/tokenizer.model"} & set(files):
+        raise StepFailed("the folder has no tokenizer.json and no tokenizer.model; copy or download them beside the weights")
     folder.mkdir()
     for role, path in files.items():
         name = role.removeprefix("model/")
@@ -236,6 +302,18 @@ def _unknown_to_transformers(files: Mapping[str, Path]) -> str:
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return ""
     return f"conversion unverified: transformers has no language model of type {kind!r}, and no {GOLDEN} lies beside the model"
+
+
+def _too_large(files: Mapping[str, Path]) -> str:
+    """Why this machine has no room for the source in transformers, else empty."""
+    weights = [
+        safetensors.read(str(path)) for role, path in files.items() if role.endswith(".safetensors") and GOLDEN not in role
+    ]
+    needed = memory_of(sum(prod(shape) for header in weights for _, shape in header.tensors.values()))
+    if fits(needed, resources.memory().available):
+        return ""
+    free = "more than this machine has free"
+    return f"conversion unverified: running the source by transformers takes about {human(needed)} of memory, {free}, and no {GOLDEN} lies beside the model"
 
 
 def _run_source(action: Action, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -242,15 +242,15 @@ def _text(shape: Sequence[Any]) -> str:
     return f"[{', '.join('any' if length is None else str(length) for length in shape)}]"
 
 
-def windows(path: Path, session: Session) -> NDArray[np.int32]:
-    """A UTF-8 text as windows of tokens [W, 256], at most 16, spread evenly over it. Raises StepFailed.
+def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np.int32]:
+    """A UTF-8 text as windows of tokens [W, 256], at most so many, spread evenly over it. Raises StepFailed.
 
     No window shares a token with another one; the rest of the text, behind the last whole window, is not used.
     """
     name = path.name
     size = path.stat().st_size
     if size > MAX_TEXT:
-        used = f"{MAX_WINDOWS * WINDOW:,} tokens are used in all"
+        used = f"{most * WINDOW:,} tokens are used in all"
         raise StepFailed(f"{name}: {size:,} bytes of text, over the limit of {MAX_TEXT:,}; {used}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -264,9 +264,9 @@ def windows(path: Path, session: Session) -> NDArray[np.int32]:
     if whole < MIN_WINDOWS:
         raise StepFailed(
             f"{name}: {len(text):,} characters are {len(tokens):,} tokens, but {MIN_WINDOWS * WINDOW} are the least "
-            f"({MIN_WINDOWS} windows of {WINDOW}) and {MAX_WINDOWS * WINDOW:,} are used where there are so many"
+            f"({MIN_WINDOWS} windows of {WINDOW}) and {most * WINDOW:,} are used where there are so many"
         )
-    taken = min(whole, MAX_WINDOWS)
+    taken = min(whole, most)
     starts = [i * whole // taken for i in range(taken)]
     return np.stack([np.asarray(tokens[start * WINDOW : (start + 1) * WINDOW], dtype=np.int32) for start in starts])
 

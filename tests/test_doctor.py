@@ -22,9 +22,9 @@ def test_outside_a_project_it_tries_every_backend(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     jsonschema.validate(found, json.loads((ROOT / "schemas" / "doctor.json").read_text()))
-    assert {backend["name"]: backend["state"] for backend in found["backends"]} == dict.fromkeys(
-        ("mlx", "onnxruntime", "openvino"), WORKS
-    )
+    states = {backend["name"]: backend["state"] for backend in found["backends"]}
+    assert states.pop("llamacpp") in (NOT_INSTALLED, WORKS)  # it is compiled, so that it is not everywhere
+    assert states == dict.fromkeys(("mlx", "onnxruntime", "openvino"), WORKS)
     assert found["store"]["path"] == str(tmp_path / ".edgebuild")
     assert found["memory"]["available"] <= found["memory"]["total"]
     assert list(tmp_path.iterdir()) == []  # nothing is left behind

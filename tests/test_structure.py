@@ -92,7 +92,9 @@ def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
 def test_no_framework_is_imported_by_the_core() -> None:
     code = "import sys, edgebuild.tasks, edgebuild.cli, edgebuild.plan, edgebuild.run, edgebuild.worker, edgebuild.backends, edgebuild.bundles, edgebuild.load\nprint(*sys.modules)"
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert loaded.isdisjoint({"numpy", "onnx", "onnxruntime", "mlx", "mlx_lm", "transformers", "torch", "openvino", "nncf"})
+    assert loaded.isdisjoint(
+        {"numpy", "onnx", "onnxruntime", "mlx", "mlx_lm", "llama_cpp", "transformers", "torch", "openvino", "nncf"}
+    )
 
 
 def test_a_no_op_imports_little(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The list of backends. Read by plan, forecast, worker, assessment, recommend and doctor alone; importing it imports no framework."""
 
 from edgebuild.backend import Backend
-from edgebuild.backends import fake, mlx, onnxruntime, openvino
+from edgebuild.backends import fake, llamacpp, mlx, onnxruntime, openvino
 
 BACKENDS: dict[str, Backend] = {
+    "llamacpp": llamacpp,
     "mlx": mlx,
     "onnxruntime": onnxruntime,
     "openvino": openvino,

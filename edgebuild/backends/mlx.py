@@ -37,8 +37,6 @@ VIEWS: Mapping[str, str] = {"dequantized": "weights dequantized to float32", "ke
 GROUPS = (32, 64, 128)
 SHARD = 5 * 2**30  # bytes; MAX_FILE_SIZE_GB of mlx_lm/utils.py
 IMPORTED = 60_000_000  # bytes of memory that mlx and transformers take before any weight; measured
-# Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
-SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
 # What transformers 5 writes under a new name, and MLX reads under the old one.
 OLD_NAMES = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
 OLD_ROPE_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
@@ -93,8 +91,6 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     _start()
     import mlx_lm
 
-    if not {"model/tokenizer.json", "model/tokenizer.model"} & set(action.inputs):
-        raise StepFailed("the folder has no tokenizer.json and no tokenizer.model; copy or download them beside the weights")
     out = action.outputs["model"]
     staged = out.parent / "staged"
     reference.lay_out(action.inputs, staged)
@@ -106,7 +102,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         _tidy(out, staged / "tokenizer_config.json")
         with _mlx("load its own conversion"):
             session = open(out)
-        _same_tokens(session, staged)
+        reference.same_tokenizer(session, staged)
         report = reference.hold(session, action, _longrope(config))
         session.close()
     finally:
@@ -114,7 +110,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     kinds = ", ".join(sorted({dtype.lower() for dtype, _ in _tensors(out).values()}))
     count = sum(facts.parameters.values())
     action.outputs["report"].write_text(json.dumps({**report, "dtypes": kinds}, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"{kinds}, {count:,} parameters, {_verdict(report)}")
+    return Outcome(summary=f"{kinds}, {count:,} parameters, {reference.verdict(report)}")
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
@@ -187,7 +183,7 @@ class MlxSession:
 
         with _mlx(f"load {model.name}"):
             self._model, config = load_model(model, lazy=True, trust_remote_code=False)
-            self._tokenizer = _tokenizer(model)
+            self._tokenizer = reference.tokenizer(model)
             if view == "dequantized":
                 _in_float32(self._model)
                 # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
@@ -210,17 +206,13 @@ class MlxSession:
         import mlx.core as mx
         import numpy as np
 
-        # MLX reads beyond the embedding without a check.
-        outside = tokens[(tokens < 0) | (tokens >= (self._vocabulary or np.iinfo(np.int32).max))]
-        if outside.size:
-            problem = f"token {outside[0]} is outside the model's vocabulary of {self._vocabulary}"
-            raise StepFailed(f"{problem}: tokenizer and model do not belong together; give the model's own tokenizer")
+        reference.within(self._vocabulary, tokens)
         with _mlx("run the model"):
             found: NDArray[np.float32] = np.array(self._model(mx.array(tokens)[None])[0].astype(mx.float32))
         return found
 
     def tokens(self, text: str) -> NDArray[np.int32]:
-        return _tokens(self._tokenizer, text)
+        return reference.tokens(self._tokenizer, text)
 
     def close(self) -> None:
         import mlx.core as mx
@@ -314,30 +306,6 @@ def _tidy(out: Path, source: Path) -> None:
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
-def _tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(model), local_files_only=True, trust_remote_code=False)
-
-
-def _tokens(tokenizer: Any, text: str) -> NDArray[np.int32]:
-    import numpy as np
-
-    with _mlx("tokenize the text"):
-        return np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
-
-
-def _same_tokens(session: MlxSession, source: Path) -> None:
-    """Raises StepFailed where the converted tokenizer is another one than the source's."""
-    with _mlx("load the source's tokenizer"):
-        tokenizer = _tokenizer(source)
-    if _tokens(tokenizer, SAMPLE).tolist() != session.tokens(SAMPLE).tolist():
-        raise StepFailed(
-            "the converted tokenizer gives other tokens than the source's; write the source's anew with transformers "
-            "(AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)) and build again"
-        )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Layer:
     name: str
@@ -363,13 +331,6 @@ def _tensors(model: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _weights(model: Path) -> int:
     return sum(path.stat().st_size for path in model.glob("*.safetensors"))
-
-
-def _verdict(report: Mapping[str, Any]) -> str:
-    if not report["verified"]:
-        return "unverified"
-    names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
-    return f"held against {names}: KL {max(entry['kl_mean'] for entry in report['against']):.2g}"
 
 
 def _start() -> None:

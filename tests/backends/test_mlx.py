@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,26 +23,12 @@ from edgebuild.backend import ModelFacts
 from edgebuild.backends import mlx
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
+from tests.backends.phi3 import MODEL, TOKENS, contents, copied, divergence, edit, golden, inputs, report, swap_first_tokens
 
-MODEL = Path(__file__).parents[2] / "targets/models/tiny-phi3"
-TOKENS = np.arange(5, 21, dtype=np.int32)
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None and "EDGEBUILD_REFERENCE" not in os.environ,
     reason="needs the extra edgebuild[reference]; .ci/run has it in an environment of its own",
 )
-
-
-def copied(folder: Path, golden: bool = True) -> Path:
-    shutil.copytree(MODEL, folder)
-    if not golden:
-        (folder / reference.GOLDEN).unlink()
-    return folder
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    change(data)
-    path.write_text(json.dumps(data), encoding="utf-8")
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
@@ -61,22 +46,6 @@ def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]],
     save_file(tensors, path, metadata=metadata)
 
 
-def golden(folder: Path) -> reference.Golden:
-    found = reference.golden(inputs(folder))
-    assert found is not None
-    return found
-
-
-def inputs(folder: Path) -> dict[str, Path]:
-    return {f"model/{path.name}": path for path in folder.iterdir()}
-
-
-def divergence(exact: Any, other: Any) -> float:
-    """Mean KL divergence in nats a token."""
-    p, q = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)) for logits in (exact.astype(float), other.astype(float)))
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
-
-
 def convert(folder: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
     out.mkdir()
     files = inputs(folder)
@@ -91,15 +60,6 @@ def quantize(model: Path, out: Path, scheme: str, group_size: int = 64) -> Outco
     made = {"model": out / "model", "report": out / "report.json"}
     action = Action(verb="quantize", backend="mlx", params=params, inputs={"model": model}, outputs=made)
     return mlx.quantize(action, ModelFacts(format="huggingface"))
-
-
-def report(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return found
-
-
-def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {path.name: (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -279,14 +239,7 @@ def test_missing_weights_fail(tmp_path: Path) -> None:
 
 def test_another_tokenizer_fails(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
-    stored = golden(source)
-
-    def swap(tokenizer: dict[str, Any]) -> None:
-        vocabulary = tokenizer["model"]["vocab"]
-        first, second = (next(word for word, index in vocabulary.items() if index == stored.tokens[i]) for i in (0, 1))
-        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-
-    edit(source / "tokenizer.json", swap)
+    edit(source / "tokenizer.json", swap_first_tokens)
     with pytest.raises(
         StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* difference at token 0"
     ):

@@ -1,0 +1,647 @@
+"""llama.cpp for real, on the example model: what it converts and quantizes, and that a wrong file does not get through.
+
+llama-cpp-python is compiled: .ci/run has it in an environment of its own. What needs no llama.cpp runs everywhere.
+"""
+
+import ast
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgebuild import reference, resources, samples
+from edgebuild.assess import assess
+from edgebuild.backend import ModelFacts
+from edgebuild.backends import llamacpp
+from edgebuild.errors import StepFailed
+from edgebuild.formats import gguf
+from edgebuild.step import Action, Outcome
+from tests.backends.phi3 import MODEL, TOKENS, contents, copied, divergence, edit, golden, inputs, needs_llama, report
+from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
+
+TEXT = MODEL.parents[1] / "data/eval.txt"
+SCHEMES = tuple(llamacpp.SCHEMES)
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
+    out.mkdir()
+    files = inputs(source) if source.is_dir() else {"model": source}
+    params = {"task": "text-generation", "reference": versions or {}}
+    made = {"model": out / "model", "report": out / "report.json"}
+    action = Action(verb="convert", backend="llamacpp", params=params, inputs=files, outputs=made)
+    return llamacpp.convert(action, assess(files))
+
+
+def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = None) -> Outcome:
+    out.mkdir()
+    params = {
+        "task": "text-generation",
+        "scheme": scheme,
+        **({"imatrix": True, "samples": 8} if calibration else {"samples": None}),
+    }
+    made = {"model": out / "model", "report": out / "report.json"}
+    files = {"model": model, **({"calibration": calibration} if calibration else {})}
+    action = Action(verb="quantize", backend="llamacpp", params=params, inputs=files, outputs=made)
+    return llamacpp.quantize(action, ModelFacts(format="huggingface"))
+
+
+def header(out: Path) -> gguf.Header:
+    return gguf.read(str(out / "model/model.gguf"))
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("llamacpp") / "converted"
+    convert(MODEL, out)
+    return out
+
+
+# -- conversion -----------------------------------------------------------------------------------------------------------
+@needs_llama
+def test_the_conversion_agrees_with_the_golden_logits(converted: Path) -> None:
+    (held,) = report(converted)["against"]
+    assert report(converted)["verified"] is True
+    assert held["reference"].startswith("golden.safetensors (torch ")
+    assert (held["tokens"], held["same_top"]) == (64, 1.0)
+    assert held["kl_mean"] < 1e-4
+
+
+@needs_llama
+def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
+    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out")
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+    assert (tmp_path / "out/report.json").read_bytes() == (converted / "report.json").read_bytes()
+    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
+    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against golden.safetensors: KL ")
+
+
+@needs_llama
+def test_the_file_is_what_llama_cpp_reads_on_a_device(converted: Path) -> None:
+    found = header(converted)
+    assert [path.name for path in (converted / "model").iterdir()] == ["model.gguf"]
+    assert found.values["general.architecture"] == "phi3"
+    assert found.values["general.name"] == "Phi3"  # and nothing of the folder that it was made in
+    assert found.values["phi3.rope.freq_base"] == 10_000.0
+    assert found.lengths["tokenizer.ggml.tokens"] == 2048
+    assert "<|assistant|>" in str(found.values["tokenizer.chat_template"])
+    assert report(converted)["types"] == {"BF16": 18, "F32": 9}
+
+
+@needs_llama
+def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_rope_parameters_reach_llama_cpp(converted: Path, tmp_path: Path) -> None:
+    source = copied(tmp_path / "source", golden=False)
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    assert convert(source, tmp_path / "out").summary == "bf16, 4,196,608 parameters, unverified"
+    assert header(tmp_path / "out").values["phi3.rope.freq_base"] == 500_000.0
+    apart = logits(tmp_path / "out", TOKENS) - logits(converted, TOKENS)
+    assert np.abs(apart).max() > 0.1
+
+
+def transpose(weights: dict[str, Any]) -> None:
+    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
+
+
+def permute(weights: dict[str, Any]) -> None:
+    weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].flip(0)
+
+
+@needs_llama
+@pytest.mark.parametrize("change", [transpose, permute])
+def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, change)
+    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_missing_weights_fail(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"))
+    with pytest.raises(StepFailed, match=r"llama.cpp does not load model.gguf: .*tensor 'blk.1.ffn_down.weight' not found"):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_foreign_weights_fail(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, lambda weights: weights.update(other=weights["model.norm.weight"].clone()))
+    with pytest.raises(
+        StepFailed, match=r"llama.cpp cannot convert this model: ValueError: Can not map tensor 'other'; the weights"
+    ):
+        convert(source, tmp_path / "out")
+
+
+def swap(pieces: list[Any], first: str, second: str) -> None:
+    one, other = (next(piece for piece in pieces if piece.piece == text) for text in (first, second))
+    one.piece, other.piece = other.piece, one.piece
+
+
+@needs_llama
+def test_another_tokenizer_model_fails(tmp_path: Path) -> None:
+    """llama.cpp takes tokenizer.model, transformers tokenizer.json: they must agree."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    source = copied(tmp_path / "source")
+    model = sentencepiece_model_pb2.ModelProto.FromString((source / "tokenizer.model").read_bytes())
+    swap(model.pieces, "e", "t")
+    (source / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        StepFailed, match=r"the converted tokenizer gives other tokens than the source's; write the source's anew"
+    ):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_a_tokenizer_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    source = copied(tmp_path / "source")
+    words = {index: word for word, index in json.loads((source / "tokenizer.json").read_text())["model"]["vocab"].items()}
+    first, second = (words[index] for index in golden(source).tokens[:2].tolist())
+    model = sentencepiece_model_pb2.ModelProto.FromString((source / "tokenizer.model").read_bytes())
+    swap(model.pieces, first, second)
+    (source / "tokenizer.model").write_bytes(model.SerializeToString())
+
+    def swap_words(tokenizer: dict[str, Any]) -> None:
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+    edit(source / "tokenizer.json", swap_words)
+    with pytest.raises(
+        StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* difference at token 0"
+    ):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_a_tokenizer_that_llama_cpp_does_not_know_fails(tmp_path: Path) -> None:
+    """Its converter tells byte-level tokenizers by what they make of one text, and has a list of them."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    source = tmp_path / "source"
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["the small boat left the harbour"] * 3, vocab_size=300)
+    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(source)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(source)
+    with pytest.raises(
+        StepFailed, match=r"BPE pre-tokenizer was not recognized.*; llama.cpp knows no tokenizer that splits words"
+    ):
+        convert(source, tmp_path / "out")
+
+
+@needs_llama
+def test_a_model_without_a_tokenizer_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(
+        StepFailed, match=r"Missing tokenizer.model; this architecture's tokenizer is read from tokenizer.model: copy"
+    ):
+        convert(source, tmp_path / "out")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(StepFailed, match=r"^the folder has no tokenizer.json and no tokenizer.model; copy"):
+        convert(source, tmp_path / "again")
+
+
+@needs_llama
+def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
+    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
+    for name in ("modeling_own", "configuration_own", "tokenization_own"):
+        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
+    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    edit(source / "config.json", lambda config: config.update(auto_map=mapped))
+    edit(
+        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+    )
+    convert(source, tmp_path / "out")
+    assert not marker.exists()
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+
+
+@needs_llama
+def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source", golden=False)
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
+    (held,) = report(tmp_path / "out")["against"]
+    assert held["reference"] == "transformers 5"
+    assert held["kl_mean"] < 5e-4
+
+
+@needs_llama
+def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 by transformers; where the golden logits are there, they alone are compared."""
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", {"torch": "2", "transformers": "5"})
+    assert outcome.summary.endswith(", unverified")
+    reason = report(tmp_path / "out")["reason"]
+    assert reason.startswith("conversion unverified: running the source by transformers takes about 267 MB of memory, more than")
+    convert(MODEL, tmp_path / "golden", {"torch": "2", "transformers": "5"})
+    (held,) = report(tmp_path / "golden")["against"]
+    assert held["reference"].startswith("golden.safetensors ")
+
+
+# -- GGUF as a source -----------------------------------------------------------------------------------------------------
+@needs_llama
+def test_a_gguf_is_taken_as_it_is(converted: Path, tmp_path: Path) -> None:
+    source = converted / "model/model.gguf"
+    outcome = convert(source, tmp_path / "out")
+    assert outcome.summary == "bf16, 4,196,608 parameters, the source's own bytes"
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+    assert report(tmp_path / "out")["verified"] is True
+    facts = assess({"model": source})
+    assert (facts.architecture, facts.layers, facts.heads, facts.hidden, facts.vocabulary) == ("phi3", 4, 4, 256, 2048)
+    assert (facts.context, facts.experts, facts.tied_embeddings, facts.quantized) == (2048, None, False, "")
+    assert facts.parameters == {"BF16": 4_194_304, "F32": 2_304}
+    assert (facts.weights, facts.largest) == ({"": 4_194_304}, 524_288)
+
+
+@needs_llama
+def test_a_quantized_gguf_is_taken_with_scheme_none_alone(converted: Path, tmp_path: Path) -> None:
+    quantize(converted / "model", tmp_path / "out", "q4_0")
+    source = tmp_path / "out/model/model.gguf"
+    facts = assess({"model": source})
+    assert facts.quantized == "Q4_0, Q6_K"
+    assert llamacpp.refuse(facts, {"scheme": "q4_k_m"}).startswith(
+        "it is quantized already (Q4_0, Q6_K); quantize: {scheme: none}"
+    )
+    assert llamacpp.refuse(facts, {"task": "text-generation"}) == ""
+    assert convert(source, tmp_path / "taken").summary == "q4_0, q6_k, 4,196,608 parameters, the source's own bytes"
+
+
+@needs_llama
+def test_a_damaged_gguf_fails(converted: Path, tmp_path: Path) -> None:
+    whole = (converted / "model/model.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
+    with pytest.raises(StepFailed, match=r"^cut.gguf: its tensors end at byte .* truncated"):
+        assess({"model": tmp_path / "cut.gguf"})
+    place = whole.index(b"phi3.block_count") + len("phi3.block_count") + 4
+    (tmp_path / "odd.gguf").write_bytes(whole[:place] + struct.pack("<I", 7) + whole[place + 4 :])
+    with pytest.raises(StepFailed, match=r"llama.cpp does not load model.gguf: .*tensor 'blk.4.attn_norm.weight' not found"):
+        convert(tmp_path / "odd.gguf", tmp_path / "out")
+
+
+# -- quantizing -----------------------------------------------------------------------------------------------------------
+@needs_llama
+@pytest.mark.parametrize(
+    ("scheme", "bytes_each", "divergence_most"),
+    [("q4_0", 0.68, 0.05), ("q4_k_m", 0.72, 0.03), ("q5_k_m", 0.80, 0.01), ("q6_k", 0.86, 0.005), ("q8_0", 1.1, 0.001)],
+)
+def test_quantize(converted: Path, tmp_path: Path, scheme: str, bytes_each: float, divergence_most: float) -> None:
+    outcome = quantize(converted / "model", tmp_path / "out", scheme)
+    found = report(tmp_path / "out")
+    assert (found["tensors"], found["tensors_quantized"], found["fallback"]["tensors"]) == (18, 18, {})
+    assert found["types"] == {kind: number for kind, number in found["types"].items() if kind == "F32" or kind.startswith("Q")}
+    assert found["bytes_after"] < 4_196_608 * bytes_each
+    assert outcome.summary.startswith(f"{scheme}, 18 of 18 matrices (Q")
+    assert f"), {8.44} MB → " in outcome.summary
+    tokens = golden(MODEL).tokens
+    assert 0 < divergence(logits(converted, tokens), logits(tmp_path / "out", tokens)) < divergence_most
+
+
+@needs_llama
+def test_quantize_twice_gives_the_same_bytes(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize(converted / "model", tmp_path / "a", "q4_k_m")
+    monkeypatch.setattr(llamacpp, "_cores", lambda: 1)
+    quantize(Path(shutil.copytree(converted / "model", tmp_path / "elsewhere")), tmp_path / "b", "q4_k_m")
+    assert contents(tmp_path / "a/model") == contents(tmp_path / "b/model")
+
+
+@needs_llama
+def test_what_is_quantized_already_is_not_quantized_again_and_leaves_no_file(converted: Path, tmp_path: Path) -> None:
+    quantize(converted / "model", tmp_path / "small", "q8_0")
+    with pytest.raises(StepFailed, match=r"^llama.cpp cannot quantize this model: .*requantizing from type q8_0 is disabled"):
+        quantize(tmp_path / "small/model", tmp_path / "out", "q4_0")
+    assert list((tmp_path / "out/model").iterdir()) == []
+
+
+def narrow(folder: Path, width: int) -> Path:
+    """The model with narrower feed-forward layers."""
+
+    def cut(weights: dict[str, Any]) -> None:
+        for name in [name for name in weights if ".mlp." in name]:
+            weights[name] = weights[name][: 2 * width] if "gate_up" in name else weights[name][:, :width]
+
+    edit(folder / "config.json", lambda config: config.update(intermediate_size=width))
+    edit_weights(folder, cut)
+    return folder
+
+
+@needs_llama
+def test_rows_that_a_type_does_not_divide_are_told(tmp_path: Path) -> None:
+    convert(narrow(copied(tmp_path / "source", golden=False), 96), tmp_path / "out")
+    outcome = quantize(tmp_path / "out/model", tmp_path / "q4_k_m", "q4_k_m")
+    assert ", 4 fell back: their rows are no multiple of 256, " in outcome.summary
+    fallen = report(tmp_path / "q4_k_m")["fallback"]["tensors"]
+    assert sorted(fallen) == [f"blk.{layer}.ffn_down.weight" for layer in range(4)]
+    assert set(fallen.values()) <= {"Q5_0", "Q8_0"}
+    assert quantize(tmp_path / "out/model", tmp_path / "q4_0", "q4_0").summary.count("fell back") == 0
+
+
+@needs_llama
+def test_where_nothing_can_be_quantized_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    llamacpp._write_small(tmp_path / "model/model.gguf", 40)
+    with pytest.raises(StepFailed, match=r"^llama.cpp quantized 0 of 9 matrices, and the file went from .*: this model cannot"):
+        quantize(tmp_path / "model", tmp_path / "out", "q8_0")
+
+
+# -- importance matrix ----------------------------------------------------------------------------------------------------
+@needs_llama
+def test_an_importance_matrix(converted: Path, tmp_path: Path) -> None:
+    outcome = quantize(converted / "model", tmp_path / "a", "q4_k_m", TEXT)
+    assert outcome.summary.startswith("q4_k_m, its importance matrix of 2,048 tokens, 18 of 18 matrices (Q")
+    assert report(tmp_path / "a")["imatrix_tokens"] == 2048
+    quantize(converted / "model", tmp_path / "b", "q4_k_m", TEXT)
+    quantize(converted / "model", tmp_path / "without", "q4_k_m")
+    assert contents(tmp_path / "a/model") == contents(tmp_path / "b/model") != contents(tmp_path / "without/model")
+    session = llamacpp.open(converted / "model")
+    tokens = session.tokens(TEXT.read_text())[-256:]
+    session.close()
+    exact = logits(converted, tokens)
+    assert divergence(exact, logits(tmp_path / "a", tokens)) < 1.2 * divergence(exact, logits(tmp_path / "without", tokens))
+
+
+@needs_llama
+def test_an_importance_is_the_mean_square_that_torch_sees(converted: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokens, found = llamacpp._importance(converted / "model/model.gguf", TEXT, 2)
+    assert (tokens, len(found)) == (512, 16)
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    seen: dict[str, Any] = {}
+    for name, of in (("blk.0.attn_qkv.weight", "self_attn.qkv_proj"), ("blk.0.ffn_down.weight", "mlp.down_proj")):
+        layer = model.model.layers[0].get_submodule(of)
+        layer.register_forward_hook(lambda module, given, made, name=name: seen.setdefault(name, []).append(given[0][0]))
+    session = llamacpp.open(converted / "model")
+    for window in samples.windows(TEXT, session, 2):
+        with torch.no_grad():
+            model(input_ids=torch.from_numpy(window.astype(np.int64))[None])
+    session.close()
+    for name, inputs_seen in seen.items():
+        exact = torch.cat(inputs_seen).square().mean(0).numpy()
+        assert found[name].shape == exact.shape
+        assert np.linalg.norm(found[name] - exact) < 0.02 * np.linalg.norm(exact), name
+
+
+@needs_llama
+@pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
+def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
+    """Grouped heads, another rope theta, a mixture of experts; held against transformers."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
+    more = {"num_local_experts": 4} if kind == "Mixtral" else {}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, **more)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 500_000.0}
+    source = tmp_path / "source"
+    getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(source)
+    for path in MODEL.glob("token*"):
+        shutil.copy(path, source)
+    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
+    (held,) = report(tmp_path / "out")["against"]
+    assert held["kl_mean"] < 1e-3
+    outcome = quantize(tmp_path / "out/model", tmp_path / "q4_k_m", "q4_k_m", TEXT)
+    assert ", its importance matrix of 2,048 tokens, " in outcome.summary
+    exact, coarse = logits(tmp_path / "out", TOKENS), logits(tmp_path / "q4_k_m", TOKENS)
+    assert np.isfinite(coarse).all()
+    assert divergence(exact, coarse) < divergence(exact, exact[:, ::-1]) / 2
+
+
+# -- running --------------------------------------------------------------------------------------------------------------
+def logits(out: Path, tokens: Any) -> Any:
+    session = llamacpp.open(out / "model")
+    try:
+        return session.logits(tokens)
+    finally:
+        session.close()
+
+
+@needs_llama
+def test_a_session(converted: Path) -> None:
+    session = llamacpp.open(converted / "model")
+    assert session.runtime.startswith("llama.cpp (llama-cpp-python ")
+    assert session.runtime.endswith(" on CPU, 1 thread")
+    found = session.logits(TOKENS)
+    assert found.dtype == np.dtype("float32")
+    assert found.shape == (len(TOKENS), 2048)
+    np.testing.assert_allclose(session.logits(TOKENS[:4]), found[:4], atol=0.02)  # no position sees a later token
+    np.testing.assert_array_equal(session.logits(TOKENS), found)  # nothing is left of an earlier text
+    stored = golden(MODEL)
+    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
+    assert session.tokens("").tolist() == []
+    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
+        session.logits(np.array([1, 2048], np.int32))
+    with pytest.raises(StepFailed, match="language models only"):
+        session.infer({})
+    session.close()
+    session.close()
+
+
+@needs_llama
+def test_a_text_longer_than_a_pass(converted: Path) -> None:
+    session = llamacpp.open(converted / "model")
+    tokens = np.resize(session.tokens((TEXT).read_text()), 600)
+    found = session.logits(tokens)
+    assert found.shape == (600, 2048)
+    assert divergence(session.logits(tokens[:300]), found[:300]) < 1e-5
+    session.close()
+
+
+@needs_llama
+def test_what_is_no_gguf_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(StepFailed, match=r"^llama.cpp does not load model.gguf: \w"):
+        llamacpp.open(tmp_path / "model")
+
+
+@needs_llama
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    """llama.cpp gives zeros for its logits. Its converter knows tokenizers by a list, which this one is put on."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "boat", "##s"]))
+    BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
+    sizes = {"vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes)).save_pretrained(source)
+    code = (
+        "import conversion.base, convert_hf_to_gguf, sys\n"
+        "conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: 'bert-bge'\n"
+        "sys.argv[0] = 'convert'\nconvert_hf_to_gguf.main()"
+    )
+    script = llamacpp._converter()
+    assert script is not None
+    command = [sys.executable, "-c", code, str(source), "--outfile", str(tmp_path / "m.gguf"), "--outtype", "f16"]
+    folders = os.pathsep.join([str(script.parent), str(script.parent / "gguf-py")])
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": folders})
+    with pytest.raises(StepFailed, match="it is an encoder, and gives no next token"):
+        convert(tmp_path / "m.gguf", tmp_path / "out")
+
+
+@needs_llama
+def test_smoke() -> None:
+    assert llamacpp.smoke().startswith("llama-cpp-python ")
+
+
+@needs_llama
+@pytest.mark.slow
+def test_the_example_for_android(tmp_path: Path) -> None:
+    """Through doit, with the bundle's own self-test; built twice, the same bundle."""
+    folder = copy_project(tmp_path / "project", "android-phi3")
+    done = doit(folder, "build:android-phi3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    evidence = json.loads((folder / "dist/android-phi3.evidence.json").read_text())
+    judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
+    assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
+    assert evidence["bundle"]["level"] == "L4"
+    assert evidence["quantization"]["scheme"] == "q4_k_m"
+    assert doit(folder, "build:android-phi3").returncode == 0
+    assert set(outcomes(folder).values()) == {"fresh"}
+    done = subprocess.run([str(BIN / "edgebuild"), "verify", "android-phi3"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- without llama.cpp ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("facts", "parameters", "reason"),
+    [
+        ({"architecture": "Phi3ForCausalLM"}, {"scheme": "q4_k_m"}, ""),
+        ({"architecture": "BertModel"}, {}, "llama.cpp's converter knows no language model 'BertModel'; name another framework"),
+        (
+            {"architecture": "OwnForCausalLM", "custom_code": True},
+            {},
+            "names Python code (auto_map), which is never run, and llama.cpp's converter knows no",
+        ),
+        ({"architecture": "Phi3ForCausalLM", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
+        ({"format": "gguf", "parameters": {"F16": 8}}, {"scheme": "q4_0"}, ""),
+        ({"format": "gguf"}, {}, "it holds no weights"),
+        (
+            {"format": "gguf", "parameters": {"Q4_K": 8}, "quantized": "Q4_K"},
+            {"scheme": "q4_0"},
+            "quantized already (Q4_K); quantize: {scheme: none} takes it as it is",
+        ),
+        ({"format": "gguf", "parameters": {"Q4_K": 8}, "quantized": "Q4_K"}, {}, ""),
+    ],
+)
+def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
+    found = llamacpp.refuse(ModelFacts(**{"format": "huggingface", **facts}), parameters)
+    assert reason in found
+    assert bool(reason) == bool(found)
+
+
+@needs_llama
+def test_the_language_models_are_those_of_the_converter() -> None:
+    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_llamacpp.py` writes the list anew, when the lock names another llama-cpp-python."""
+    script = llamacpp._converter()
+    assert script is not None
+    (known,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse((script.parent / "conversion/__init__.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value
+    )
+    found = {name for name in known if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))}
+    shipped = Path(llamacpp.__file__).with_name("llamacpp_architectures.txt")
+    if os.environ.get("EDGEBUILD_REWRITE"):
+        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
+    assert llamacpp._architectures() == found
+
+
+@needs_llama
+@pytest.mark.parametrize("scheme", ["none", *SCHEMES])
+def test_an_estimate_is_about_right(converted: Path, tmp_path: Path, scheme: str) -> None:
+    facts, made = assess(inputs(MODEL)), converted
+    if scheme != "none":
+        made = tmp_path / "out"
+        quantize(converted / "model", made, scheme)
+    found = llamacpp.estimate(facts, scheme, {}, 10**11)
+    assert found.artifact == pytest.approx((made / "model/model.gguf").stat().st_size, rel=0.05)
+    assert found.making > 100_000_000
+
+
+def test_estimates_of_phi3_mini_are_as_measured() -> None:
+    """3,821,079,552 parameters: 7.643 GB in 16 bits, Q4_K_M 2.397 GB, Q8_0 4.061 GB; 0.97 and 0.5 GB of memory to make them."""
+    facts = ModelFacts(
+        format="huggingface",
+        parameters={"BF16": 3_821_079_552},
+        layers=32,
+        hidden=3072,
+        vocabulary=32064,
+        weights={"": 3_821_079_552 - 199_680},
+        largest=98_500_608,
+    )
+    for scheme, size, memory in (("none", 7.643e9, 0.97e9), ("q4_k_m", 2.397e9, 0.5e9), ("q8_0", 4.061e9, 0.53e9)):
+        found = llamacpp.estimate(facts, scheme, {}, 10**11)
+        assert found.artifact == pytest.approx(size, rel=0.03)
+        assert memory < found.making < 1.25 * memory
+
+
+def test_without_a_converter_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "_converter", lambda: None)
+    with pytest.raises(
+        StepFailed, match=r"llama.cpp's converter is not installed here; run: edgebuild toolchain install llamacpp"
+    ):
+        convert(copied(tmp_path / "source"), tmp_path / "out")
+
+
+def test_a_converter_that_says_nothing_or_dies_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "converter.py"
+    monkeypatch.setattr(llamacpp, "_converter", lambda: script)
+    for number, (code, problem) in enumerate(
+        [
+            ("", "it said nothing; see the log"),
+            ("import os; os.kill(os.getpid(), 11)", "its converter died of signal 11"),
+            ("import sys; sys.exit('a reason of its own')", "a reason of its own; see the log"),
+        ]
+    ):
+        script.write_text(code)
+        with pytest.raises(StepFailed, match=f"^llama.cpp cannot convert this model: {problem}"):
+            convert(MODEL, tmp_path / f"out{number}")
+
+
+def test_parameters() -> None:
+    assert llamacpp.parameters("q4_k_m", {"imatrix": False}, False) == llamacpp.parameters("q4_k_m", {}, True) == {}
+    assert llamacpp.parameters("q4_k_m", {"imatrix": True}, True) == {"imatrix": True}
+    with pytest.raises(ValueError, match=r"^imatrix: an importance matrix is made from text: give calibration.data"):
+        llamacpp.parameters("q4_k_m", {"imatrix": True}, False)
+
+
+def test_tokens_outside_a_vocabulary_are_told() -> None:
+    reference.within(None, np.array([5], np.int32))
+    with pytest.raises(StepFailed, match="token -1 is outside the model's vocabulary of 4"):
+        reference.within(4, np.array([0, -1], np.int32))
