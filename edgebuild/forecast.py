@@ -141,7 +141,7 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         found: dict[str, Any] = project.recipes[steps[stem].recipe]["params"] if stem in steps else {}
         return found
 
-    rungs = tuple(rung["name"] for rung in params("choose").get("rungs", ()))
+    rungs = tuple(params("choose").get("order", ()))
     quantize = params(f"quantize.{rungs[0]}" if rungs else "quantize")
     framework = project.recipes[steps["convert"].recipe]["backend"]
     return Choice(

@@ -50,8 +50,8 @@ def walk(params: Mapping[str, Any], operators: Collection[str], attempt: Callabl
     rows: list[dict[str, Any]] = []
     chosen = ""
     reports: dict[str, Mapping[str, Any]] = {}
-    for rung in params["rungs"]:
-        name, needs = rung["name"], rung["operators"]
+    for name in params["order"]:
+        needs = params["rungs"][name]["operators"]
         row: dict[str, Any] = {"name": name, "held": None, "values": {}, "bytes": None}
         rows.append(row)
         if needs and not set(needs) & set(operators):

@@ -333,13 +333,13 @@ def _ladder(
     make: _Builder, convert: Step, facts: str, baseline: Step, recipes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Step, list[Step]]:
     """The step that chooses, and those that it runs on demand. Its key holds their recipes, so all that its walk depends on."""
-    target, rungs, steps = make.target, [], []
+    target, rungs, steps = make.target, {}, []
     for rung, parameters in recipes.items():
         quantize = _quantize(make, convert, facts, parameters, rung)
         evaluate = _evaluate(make, quantize, baseline, "choosing", rung)
         steps += [quantize, evaluate]
         operators = sorted(BACKENDS[make.choice.framework].LADDER[rung].operators)
-        rungs.append({"name": rung, "operators": operators, "quantize": quantize.recipe, "evaluate": evaluate.recipe})
+        rungs[rung] = {"operators": operators, "quantize": quantize.recipe, "evaluate": evaluate.recipe}
     data = {"data": target.evaluation} if target.evaluation else {}
     gates = ladder.limits({metric: limit.to_json() for metric, limit in target.gates.items()})
     chosen = make.step(
@@ -352,7 +352,7 @@ def _ladder(
             **data,
         },
         {"model": "model", "report": "report.json"},
-        {"rungs": rungs, "gates": gates},
+        {"order": list(recipes), "rungs": rungs, "gates": gates},
         (convert.name, baseline.name),
     )
     return chosen, steps

@@ -53,7 +53,7 @@ def evidence(lab: Lab) -> dict[str, Any]:
 
 # -- the walk -------------------------------------------------------------------------------------------------------------
 def rung(name: str, *operators: str) -> dict[str, Any]:
-    return {"name": name, "operators": list(operators), "quantize": "", "evaluate": ""}
+    return {"name": name, "operators": list(operators)}
 
 
 def made(**values: float | None) -> ladder.Made:
@@ -75,7 +75,8 @@ def walked(gates: Mapping[str, Any], *rungs: dict[str, Any], **results: ladder.M
         return result
 
     limits = {metric: {"min": None, "max": None, **bound} for metric, bound in gates.items()}
-    return ladder.walk({"rungs": list(rungs), "gates": limits}, {"Conv": 3}, attempt), tried
+    params = {"order": [one["name"] for one in rungs], "rungs": {one["name"]: one for one in rungs}, "gates": limits}
+    return ladder.walk(params, {"Conv": 3}, attempt), tried
 
 
 def test_the_first_that_holds_is_taken_by_its_value_alone() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource, reference
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import Estimate, ModelFacts, Rung
 from edgebuild.errors import EdgebuildError, StepFailed
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -31,6 +31,7 @@ SCHEMES: Mapping[str, Sequence[str]] = {
     "int8": ("method", "symmetric", "exclude", "max_drop"),
     "int4": ("group_size", "symmetric", "ratio", "exclude"),
 }
+LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"native": "the IR as it is, on the CPU in float32"}
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 MODEL = "model.xml"
