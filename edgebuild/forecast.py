@@ -62,7 +62,7 @@ class Choice:
     backend: Backend
     scheme: str
     parameters: Mapping[str, Any]  # of the first recipe, where several are tried
-    rungs: tuple[str, ...]  # the recipes that are tried, none where there is one alone
+    rungs: tuple[str, ...] = ()  # the recipes that are tried, none where there is one alone
     calibrated: bool
     copies: int  # of the weights in the bundle
     archived: bool

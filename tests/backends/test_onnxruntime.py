@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import sysconfig
-from collections import Counter
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,6 @@ def build(folder: Path, text: str, *words: str) -> "subprocess.CompletedProcess[
 def report(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "build" / "one" / "choose" / "report.json").read_text())
     return found
-
-
-def operators(model: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(model).graph.node)
 
 
 # -- magika: 214 content types, by Google ----------------------------------------------------------------------------------
@@ -157,9 +152,16 @@ def test_every_recipe_is_tried_before_none_is_said_to_hold(tmp_path: Path) -> No
     assert list(rows) == list(onnxruntime.LADDER)
     assert all(row["held"] is False and row["reason"].startswith("snr ") for row in rows.values()), rows
     assert all(row["values"]["quality"] > 0.9 for row in rows.values())
-    kinds = {name: operators(tmp_path / f"build/one/quantize.{name}/model/model.onnx") for name in rows}
-    assert kinds["conv"]["QuantizeLinear"] < kinds["conv-matmul"]["QuantizeLinear"] < kinds["static"]["QuantizeLinear"]
-    assert kinds["dynamic-matmul"]["ConvInteger"] == 0 < kinds["dynamic-matmul"]["DynamicQuantizeLinear"]
+    models = {name: onnx.load(tmp_path / f"build/one/quantize.{name}/model/model.onnx").graph for name in rows}
+    reports = {name: json.loads((tmp_path / f"build/one/quantize.{name}/report.json").read_text()) for name in rows}
+    assert {name: one["operators"] for name, one in reports.items()} == {
+        "static": 5, "static-u8": 5, "conv-matmul": 5, "conv": 3, "dynamic-matmul": 2,
+    }  # fmt: skip
+    unsigned = {name for name, graph in models.items() if any(one.data_type == TensorProto.UINT8 for one in graph.initializer)}
+    assert unsigned == {"static-u8", "conv-matmul", "conv"}
+    biases = {name for name, graph in models.items() if any(one.data_type == TensorProto.INT32 for one in graph.initializer)}
+    assert biases == {"static", "static-u8", "conv"}
+    assert not any(node.op_type == "ConvInteger" for node in models["dynamic-matmul"].node)
     sizes = {name: row["bytes"] for name, row in rows.items()}
     assert sizes["static"] < sizes["dynamic-matmul"]
     assert sizes["conv-matmul"] < sizes["conv"]
