@@ -336,7 +336,7 @@ def _no_multiple(size: int, said: str) -> str:
 
 
 def _excluded(model: Any, names: Sequence[str]) -> Any:
-    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises StepFailed for one that matches nothing."""
+    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises BadInput for one that matches nothing."""
     import nncf
 
     operators = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops() if op.get_type_name() != "Constant"}
@@ -346,7 +346,7 @@ def _excluded(model: Any, names: Sequence[str]) -> Any:
         # A node with a bias becomes two operators: NODE, and NODE/WithoutBiases before it.
         matched = {one for one, kind in operators.items() if kind in kinds or one == name or one.startswith(f"{name}/")}
         if not matched:
-            raise StepFailed(
+            raise BadInput(
                 f'quantize.exclude: no node or operator is called "{name}"; operators: {", ".join(sorted(set(operators.values())))}'
             )
         found |= matched
