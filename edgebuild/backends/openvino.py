@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource, reference
 from edgebuild.backend import Estimate, ModelFacts, Rung
-from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
