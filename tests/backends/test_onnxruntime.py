@@ -155,16 +155,51 @@ def test_every_recipe_is_tried_before_none_is_said_to_hold(tmp_path: Path) -> No
     models = {name: onnx.load(tmp_path / f"build/one/quantize.{name}/model/model.onnx").graph for name in rows}
     reports = {name: json.loads((tmp_path / f"build/one/quantize.{name}/report.json").read_text()) for name in rows}
     assert {name: one["operators"] for name, one in reports.items()} == {
-        "static": 5, "static-u8": 5, "conv-matmul": 5, "conv": 3, "dynamic-matmul": 2,
+        "static": 5, "static-u8": 5, "conv-matmul": 5, "conv": 3, "dynamic-matmul": 2, "sensitive": 4,
     }  # fmt: skip
     unsigned = {name for name, graph in models.items() if any(one.data_type == TensorProto.UINT8 for one in graph.initializer)}
-    assert unsigned == {"static-u8", "conv-matmul", "conv"}
+    assert unsigned == {"static-u8", "conv-matmul", "conv", "sensitive"}
+    assert 2 <= len(reports["sensitive"]["float"]) <= 4  # about a quarter of its eleven nodes
     biases = {name for name, graph in models.items() if any(one.data_type == TensorProto.INT32 for one in graph.initializer)}
     assert biases == {"static", "static-u8", "conv"}
     assert not any(node.op_type == "ConvInteger" for node in models["dynamic-matmul"].node)
     sizes = {name: row["bytes"] for name, row in rows.items()}
     assert sizes["static"] < sizes["dynamic-matmul"]
     assert sizes["conv-matmul"] < sizes["conv"]
+
+
+# -- a model of which some layers are sensitive ------------------------------------------------------------------------------
+def outlier(path: Path) -> None:
+    """Eight matrix products, the fourth of which makes one channel 10,000 times larger than the others, and the fifth undoes that.
+
+    As in transformers: an int8 of the whole tensor has no steps left for the other channels.
+    """
+    rng = np.random.default_rng(0)
+    weights = [np.linalg.qr(rng.standard_normal((32, 32)))[0] for _ in range(8)]
+    weights[3] = weights[3] @ np.diag([10_000.0, *[1.0] * 31])
+    weights[4] = np.diag([1e-4, *[1.0] * 31]) @ weights[4]
+    names = ["x", *(f"hidden{i}" for i in range(7)), "y"]
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(8)]  # nodes without names
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 32]) for name in ("x", "y")]
+    tensors = [onnx.numpy_helper.from_array(one.astype(np.float32), f"w{i}") for i, one in enumerate(weights)]
+    graph = helper.make_graph(nodes, "outlier", values[:1], values[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.slow
+def test_the_layers_that_lose_most_are_found_and_left_in_float(tmp_path: Path) -> None:
+    outlier(tmp_path / "outlier.onnx")
+    np.savez(tmp_path / "calibration.npz", x=np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32))
+    result = build(tmp_path, "model: {source: outlier.onnx, task: other}\ncalibration: {data: calibration.npz}\n", "evaluate:one")
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = report(tmp_path)
+    rows = {row["name"]: row for row in found["rungs"]}
+    assert found["rung"] == "sensitive"
+    assert found["operators"] == 6
+    assert found["float"] == ["MatMul_3", "MatMul_4"]
+    assert rows["sensitive"]["values"]["cosine"] > 0.999
+    assert all(rows[name]["values"]["cosine"] < 0.9 for name in ("static", "static-u8", "conv-matmul", "dynamic-matmul"))
+    assert rows["conv"]["held"] is None
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------------
