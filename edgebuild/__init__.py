@@ -8,6 +8,7 @@ The journey of a deliverable, module by module:
     fresh     is this step's receipt still true?   -> skip
     run       key -> record in the store: restore  -> else a worker process, then publish
     worker    one action record: source, assess, backends, quality, bench, gates, bundle
+    ladder    recipes, until the gates hold        -> choose:NAME, where quantize.method is auto
     evidence  what was measured, judged, packed    -> dist/NAME, dist/NAME.tar, dist/NAME.evidence.json
 
 Where a model comes from is in source, with hub and download behind it; one file for many targets in matrix. Which framework it

@@ -58,6 +58,14 @@ class Estimate:
     running: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """A recipe of a ladder: the quantize parameters that it sets. It makes sense for a model that has one of `operators`, or any if empty."""
+
+    sets: Mapping[str, Any]
+    operators: Sequence[str] = ()
+
+
 class Session(Protocol):
     """A loaded artifact. Arrays are numpy's; what a backend cannot do it raises StepFailed for."""
 
@@ -95,6 +103,10 @@ class Backend(Protocol):
     @property
     def SCHEMES(self) -> Mapping[str, Sequence[str]]:
         """quantize.scheme → the other quantize keys that it reads with it."""
+
+    @property
+    def LADDER(self) -> Mapping[str, Rung]:
+        """What `quantize.method: auto` tries on calibration data, until the gates hold; each name is a method too. May be empty."""
 
     @property
     def VIEWS(self) -> Mapping[str, str]:

@@ -54,7 +54,8 @@ def words(current: str, before: list[str], parsers: dict[str, ArgumentParser]) -
     if before and before[0] in parsers:
         found = _arguments(parsers[before[0]])
     else:
-        tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS)]
+        tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS) if verb != "choose"]
+        tasks += [f"choose:{name}" for name in _choosing()]
         found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *parsers, *DOIT, *tasks]
     return sorted({word for word in found if word.startswith(current) and word not in before})
 
@@ -68,6 +69,15 @@ def _arguments(parser: ArgumentParser) -> list[str]:
         elif action.choices:
             found += map(str, action.choices)
     return found
+
+
+def _choosing() -> set[str]:
+    """The targets of the last plan that try several recipes."""
+    try:
+        with open(f"{STATE}/plan.json", "rb") as file:
+            return {str(step[2]) for step in json.loads(unsealed(file.read()))["steps"] if step[1] == "choose"}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return set()
 
 
 def names() -> list[str]:

@@ -35,6 +35,14 @@ class StepFailed(EdgebuildError):
     status = FAILED
 
 
+class BadInput(StepFailed):
+    """What a user gave to a step is wrong, whatever the step makes of it: its data, a name of a layer."""
+
+
+class Refused(StepFailed):
+    """A framework does not take this model or recipe, or what came out is no use: another recipe may do."""
+
+
 class InputChanged(StepFailed):
     """An input was edited while its step ran."""
 

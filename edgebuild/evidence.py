@@ -17,7 +17,7 @@ def run(action: Action) -> Outcome:
     for role in sorted(action.inputs):
         if role.startswith("measurements/"):
             measurements += _read(action.inputs[role])
-    verdicts = _read(action.inputs["verdicts"])
+    verdicts = _optional(action, "verdicts") or []
     params = action.params
     content = {
         "edgebuild": 1,
@@ -33,7 +33,7 @@ def run(action: Action) -> Outcome:
         "quantization": _optional(action, "report/quantize"),
         "measurements": measurements,
         "gates": verdicts,
-        "bundle": _bundle(action),
+        "bundle": _bundle(action, verdicts),
         "steps": _steps(action),
     }
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -42,12 +42,15 @@ def run(action: Action) -> Outcome:
     return Outcome(summary=_summary(content))
 
 
-def _bundle(action: Action) -> dict[str, Any]:
+def _bundle(action: Action, verdicts: list[Any]) -> dict[str, Any]:
     if "made/report" in action.inputs:
         report: dict[str, Any] = _read(action.inputs["made/report"])
         return report
-    stopped = [gate["name"] for gate in _read(action.inputs["verdicts"]) if gate["verdict"] != "PASS" and not gate.get("waived")]
-    reason = f"not packed: gate {', '.join(stopped)}" if stopped else "not packed"
+    stopped = [gate["name"] for gate in verdicts if gate["verdict"] != "PASS" and not gate.get("waived")]
+    unquantized = (_optional(action, "report/quantize") or {}).get("reason")  # no recipe held
+    reason = (
+        f"not packed: gate {', '.join(stopped)}" if stopped else f"not packed: {unquantized}" if unquantized else "not packed"
+    )
     return {"kind": action.params["kind"], "level": None, "files": None, "bytes": None, "reason": reason}
 
 

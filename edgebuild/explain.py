@@ -29,9 +29,13 @@ class State:
 
 
 def explain(project: Project, target: str) -> list[State]:
-    """The state of every step of a target, in order."""
+    """The state of every step of a target, in order; of those on demand only what has run here: no build need run the others."""
     fresh = Fresh(project)
-    return [_state(project, fresh, step) for step in project.of(target)]
+    return [
+        _state(project, fresh, step)
+        for step in project.of(target)
+        if not step.on_demand or read_receipt(step.receipt) is not None
+    ]
 
 
 def show(states: list[State], as_json: bool) -> str:

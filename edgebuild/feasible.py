@@ -135,7 +135,8 @@ def _refusals(found: Forecast) -> Iterator[Finding]:
     if found.refused:
         yield Finding(subject="model.source", certain=True, message=found.unknown)
     choice, facts = found.choice, found.facts
-    asked: dict[str, Mapping[str, Any]] = {"convert": {}, "quantize": {"scheme": choice.scheme, **choice.parameters}}
+    quantized = {"scheme": choice.scheme, **choice.parameters}
+    asked: dict[str, Mapping[str, Any]] = {"convert": {}, "quantize": quantized, "choose": quantized}
     for step in found.prospects:
         if (
             facts

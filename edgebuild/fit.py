@@ -13,6 +13,7 @@ from edgebuild.errors import did_you_mean
 from edgebuild.select import AUTO, Candidate, Choice, Preferences, Refused
 from edgebuild.units import human
 
+Recipes = Mapping[str, Mapping[str, Any]]
 SIZE_MARGIN = 0.05  # of an estimated size
 
 
@@ -51,11 +52,20 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """A framework with its reason, and what is quantized how: `parameters` with the backend's defaults filled in."""
+    """A framework with its reason, and what is quantized how.
+
+    `recipes`: rung of the ladder → quantize parameters with the backend's defaults filled in; where there is one recipe alone its
+    name is empty, and there is none for the scheme none.
+    """
 
     choice: Choice
     scheme: str
-    parameters: Mapping[str, Any]
+    recipes: Recipes
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Those of the first recipe."""
+        return _first(self.recipes)
 
 
 def choose(wanted: Wanted, preferences: Preferences, backends: Mapping[str, Backend]) -> Fit:
@@ -69,9 +79,9 @@ def choose(wanted: Wanted, preferences: Preferences, backends: Mapping[str, Back
         known = sorted(name for name in backends if name != "fake")
         hint = did_you_mean(wanted.framework, known)
         raise Misfit("framework", f'no framework "{wanted.framework}"; there are: {", ".join(known)}, auto.{hint}')
-    scheme, parameters = _quantized(wanted, wanted.framework, backends[wanted.framework], preferences)
+    scheme, recipes = _quantized(wanted, wanted.framework, backends[wanted.framework], preferences)
     choice = Choice(framework=wanted.framework, reason="named by the target or its platform")
-    return Fit(choice=choice, scheme=scheme, parameters=parameters)
+    return Fit(choice=choice, scheme=scheme, recipes=recipes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +90,7 @@ class _Found:
 
     candidate: Candidate
     scheme: str
-    parameters: Mapping[str, Any]
+    recipes: Recipes
     tight: str
 
 
@@ -111,7 +121,7 @@ def _preferred(wanted: Wanted, preferences: Preferences, backends: Mapping[str, 
         refused=tuple(refused),
         note=preferences.notes.get(wanted.hardware, ""),
     )
-    return Fit(choice=choice, scheme=first.scheme, parameters=first.parameters)
+    return Fit(choice=choice, scheme=first.scheme, recipes=first.recipes)
 
 
 def _found(one: Candidate, wanted: Wanted, preferences: Preferences, backends: Mapping[str, Backend]) -> _Found:
@@ -121,9 +131,13 @@ def _found(one: Candidate, wanted: Wanted, preferences: Preferences, backends: M
     if one.framework not in backends:
         raise Misfit("framework", f"edgebuild has no {one.framework} backend")
     backend = backends[one.framework]
-    scheme, parameters = _quantized(wanted, one.framework, backend, preferences)
-    tight = _too_large(wanted, backend, scheme, parameters)
-    return _Found(candidate=one, scheme=scheme, parameters=parameters, tight=tight)
+    scheme, recipes = _quantized(wanted, one.framework, backend, preferences)
+    tight = _too_large(wanted, backend, scheme, _first(recipes))
+    return _Found(candidate=one, scheme=scheme, recipes=recipes, tight=tight)
+
+
+def _first(recipes: Recipes) -> Mapping[str, Any]:
+    return next(iter(recipes.values()), {})
 
 
 def _contradiction(framework: str, wanted: Wanted, preferences: Preferences) -> str:
@@ -147,8 +161,8 @@ def _too_large(wanted: Wanted, backend: Backend, scheme: str, parameters: Mappin
 
 
 # -- one framework ------------------------------------------------------------------------------------------------------
-def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Preferences) -> tuple[str, Mapping[str, Any]]:
-    """(scheme, parameters) of what this framework makes of the model. Raises Misfit for what it lacks."""
+def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Preferences) -> tuple[str, Recipes]:
+    """(scheme, recipes) of what this framework makes of the model. Raises Misfit for what it lacks."""
     if wanted.format not in backend.FORMATS:
         takes = " and ".join(backend.FORMATS)
         message = f"{name} takes a source of format {takes}, but this one is {wanted.format}"
@@ -167,7 +181,7 @@ def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Prefere
     problems = []
     for option in options:
         try:
-            return option["scheme"], _parameters(wanted, name, backend, **option)
+            return option["scheme"], _recipes(wanted, name, backend, **option)
         except Misfit as error:
             problems.append(error)
     if not problems:
@@ -177,7 +191,7 @@ def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Prefere
     raise problems[0]
 
 
-def _parameters(wanted: Wanted, name: str, backend: Backend, scheme: str, **preferred: Any) -> Mapping[str, Any]:
+def _recipes(wanted: Wanted, name: str, backend: Backend, scheme: str, **preferred: Any) -> Recipes:
     if scheme not in backend.SCHEMES:
         known = sorted(backend.SCHEMES)
         message = f"{name} has no scheme {scheme}; it has: {', '.join(known)}, none.{did_you_mean(scheme, known)}"
@@ -190,11 +204,14 @@ def _parameters(wanted: Wanted, name: str, backend: Backend, scheme: str, **pref
                 continue
             taken = ", ".join(backend.SCHEMES[scheme]) or "nothing"
             raise Misfit(f"quantize.{key}", f"{name} {scheme} does not read it; it reads: {taken}")
+    walked = wanted.calibrated and "method" in backend.SCHEMES[scheme] and given.get("method", AUTO) == AUTO
+    walked = walked and "max_drop" not in given  # which is a search of its own
+    rungs = {rung: {**given, "method": rung} for rung in backend.LADDER} if walked else {}
     try:
-        parameters = backend.parameters(scheme, given, wanted.calibrated)
+        recipes = {rung: backend.parameters(scheme, asked, wanted.calibrated) for rung, asked in (rungs or {"": given}).items()}
     except ValueError as error:
         key, _, message = str(error).partition(": ")
         raise Misfit(f"quantize.{key}", message) from error
-    if wanted.facts and (reason := backend.refuse(wanted.facts, {"scheme": scheme, **parameters})):
+    if wanted.facts and (reason := backend.refuse(wanted.facts, {"scheme": scheme, **_first(recipes)})):
         raise Misfit("quantize", f"{name} refuses it: {reason}")
-    return parameters
+    return recipes

@@ -61,7 +61,8 @@ class Choice:
     framework: str
     backend: Backend
     scheme: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # of the first recipe, where several are tried
+    rungs: tuple[str, ...] = ()  # the recipes that are tried, none where there is one alone
     calibrated: bool
     copies: int  # of the weights in the bundle
     archived: bool
@@ -104,7 +105,10 @@ def forecast(project: Project, target: str) -> Forecast:
     facts, unknown, refused = _facts(steps["fetch"], files, here)
     expected = _expected(chosen, facts, unknown)
     sizes = {}
-    for stem, step in (("baseline", steps["convert"]), ("candidate", steps.get("quantize", steps["convert"]))):
+    for stem, step in (
+        ("baseline", steps["convert"]),
+        ("candidate", steps.get("choose") or steps.get("quantize") or steps["convert"]),
+    ):
         record = next(record for one, _, _, record in course if one is step)
         sizes[stem] = _measured(record.outputs["model"].size) if record else expected.get((step.stem, "makes"), _UNKNOWN)
     prospects = [
@@ -138,14 +142,16 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         found: dict[str, Any] = project.recipes[steps[stem].recipe]["params"] if stem in steps else {}
         return found
 
-    quantize = params("quantize")
+    rungs = tuple(params("choose").get("order", ()))
+    quantize = params(f"quantize.{rungs[0]}" if rungs else "quantize")
     framework = project.recipes[steps["convert"].recipe]["backend"]
     return Choice(
         framework=framework,
         backend=BACKENDS[framework],
         scheme=quantize.get("scheme", "none"),
         parameters={key: value for key, value in quantize.items() if key not in ("task", "scheme", "samples")},
-        calibrated="quantize" in steps and "calibration" in steps["quantize"].inputs,
+        rungs=rungs,
+        calibrated=bool(rungs) or ("quantize" in steps and "calibration" in steps["quantize"].inputs),
         copies=BUNDLES[params("package")["kind"]].COPIES,
         archived="archive" in steps["package"].outputs,
         held=held or bool(params("convert")["reference"]),
@@ -170,10 +176,17 @@ def _facts(fetch: Step, files: Mapping[str, Path], here: bool) -> tuple[ModelFac
 
 # -- what will happen ---------------------------------------------------------------------------------------------------
 def _course(project: Project, target: str) -> Iterator[tuple[Step, State, str, Record | None]]:
-    """Every step with its state, what a build would do with it, and the record of the key that it will have, if there is one."""
+    """Every step with its state, what a build would do with it, and the record of the key that it will have, if there is one.
+
+    Those on demand are a matter of the step that runs them.
+    """
+    states = {state.name: state for state in explain(project, target)}
     made: dict[str, str | None] = {}  # path → digest of its content by then; None: not known before
     stopped: set[str] = set()
-    for step, state in zip(project.of(target), explain(project, target), strict=True):
+    for step in project.of(target):
+        if step.on_demand:
+            continue
+        state = states[step.name]
         key = _key(project, step, made)
         record = project.store.record(key) if key else None
         if not stopped.isdisjoint(step.after):
@@ -221,7 +234,7 @@ def _measured(amount: int) -> Amount:
 
 def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tuple[str, str], Amount]:
     """(step's stem, `makes` or `memory`) → an estimate. Of what is not here nothing is said: it is small."""
-    stems = ("convert", "quantize", "evaluate.baseline", "evaluate", "benchmark", "package")
+    stems = ("convert", "quantize", "choose", "evaluate.baseline", "evaluate", "benchmark", "package")
     if facts is None:
         return dict.fromkeys(
             ((stem, what) for stem in stems for what in ("makes", "memory")), Amount(bytes=None, basis=UNKNOWN, reason=unknown)
@@ -235,6 +248,8 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
         ("convert", "memory"): max(baseline.making, baseline.running + reference if choice.held else 0),
         ("quantize", "makes"): candidate.artifact,
         ("quantize", "memory"): candidate.making,
+        ("choose", "makes"): candidate.artifact,
+        ("choose", "memory"): max(candidate.making, candidate.running),  # of the recipes that it tries
         ("evaluate.baseline", "memory"): baseline.running,
         ("evaluate", "memory"): candidate.running,
         ("benchmark", "memory"): max(baseline.running, candidate.running),

@@ -28,7 +28,7 @@ class Fresh:
         self.again = set(again)
         self.remembered = not self.again and recall(project.identity()) is not None
         if self.remembered:
-            self._known = {step.name: True for name in project.defaults() for step in project.of(name)}
+            self._known = {step.name: True for step in _remembered(project)}
 
     def __call__(self, step: Step) -> bool:
         """The steps before it are fresh, it last ran under the key that it has now, and what it made is intact."""
@@ -43,12 +43,12 @@ class Fresh:
         """A step ran: its own verdict and those of all that follow it may be other ones now."""
         self.remembered = False
         self.again.discard(step.name)
-        stale = {step.name}
-        for other in self._project.of(step.target):  # in order: what follows stands behind
-            if not stale.isdisjoint(other.after):
-                stale.add(other.name)
-        for name in stale:
-            self._known.pop(name, None)
+        for one in (step, *self._project.behind(step)):
+            self._known.pop(one.name, None)
+
+    def known(self, step: Step) -> bool:
+        """Whether it is remembered to be fresh, and nothing has run since."""
+        return self.remembered and self._known.get(step.name, False)
 
     def _judge(self, step: Step) -> bool:
         if not all(self(self._project.steps[name]) for name in step.after):
@@ -113,7 +113,7 @@ def remember(project: Project, fresh: Fresh) -> None:
 
     Signatures first, then the verdict, read anew, then the signatures once more: an edit between is not missed.
     """
-    steps = [step for name in project.defaults() for step in project.of(name)]
+    steps = _remembered(project)
     if project.problems or fresh.remembered or not all(fresh(step) for step in steps):
         return
     seen = _signatures(project, steps)
@@ -131,6 +131,11 @@ def remember(project: Project, fresh: Fresh) -> None:
         write_whole(NOTE, sealed(json.dumps(note, separators=(",", ":")).encode()))
     except OSError:
         pass  # costs time only
+
+
+def _remembered(project: Project) -> list[Step]:
+    """The steps that a bare `doit` makes true: those on demand are not needed."""
+    return [step for name in project.defaults() for step in project.of(name) if not step.on_demand]
 
 
 def _signatures(project: Project, steps: list[Step]) -> dict[str, Signature | None]:

@@ -27,12 +27,15 @@ class Journal:
     def expect(self, steps: int) -> None:
         self._total = steps
 
-    def started(self, name: str) -> None:
+    def started(self, name: str, more: bool = False) -> None:
+        """`more`: a step that was not expected, because another one runs it."""
         with self._lock:
             if self._display is None:
                 from edgebuild.progress import display
 
                 self._display = display(self._total)
+        if more:
+            self._display.more()
         self._display.started(name)
 
     def tell(self, name: str, what: str) -> None:
@@ -60,6 +63,11 @@ class Journal:
         self._note(name, "failed", message, seconds)
         self._fault |= fault
         self._display.failed(name, message, seconds)
+
+    def refused(self, name: str, message: str, seconds: float) -> None:
+        """One recipe of several that does not do: what tries it says what follows from that."""
+        self._note(name, "refused", message, seconds)
+        self._display.ended(name, "refused", seconds, message)
 
     def bad(self, name: str, problem: str) -> None:
         """A target file that cannot be used: its message is shown once, whatever depends on it."""

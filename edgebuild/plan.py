@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from edgebuild import digest
+from edgebuild import digest, ladder
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
@@ -27,6 +27,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "assess": ("assess", "backend", *_FORMATS),
     "convert": _MODEL,
     "quantize": _MODEL,
+    "choose": ("ladder", "gates", "units"),
     "evaluate": ("quality", "intervals", "machine", *_MODEL),
     "benchmark": ("bench", "intervals", "meter", "machine", *_MODEL),
     "gate": ("gates", "units"),
@@ -76,7 +77,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
             )
     fit = _fit(target, source, around)
     target = replace(target, scheme=fit.scheme)
-    steps = _steps(_Builder(plan, target, fit.choice, around), source, fit.parameters, strict)
+    steps = _steps(_Builder(plan, target, fit.choice, around), source, fit.recipes, strict)
     if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
@@ -141,6 +142,7 @@ class _Builder:
         suffix: str = "",
         runs: bool = False,
         measures: bool = False,
+        on_demand: bool = False,
     ) -> Step:
         """`runs`: the step runs a framework, so versions, ISA and environment are in its recipe; `measures`: the machine too."""
         components: dict[str, Any] = {"verb": verb, "params": params}
@@ -170,10 +172,11 @@ class _Builder:
             inputs=inputs,
             outputs={key: path if "/" in path else f"{folder}/{path}" for key, path in outputs.items()},
             after=after,
+            on_demand=on_demand,
         )
 
 
-def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict: bool) -> list[Step]:
+def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any]], strict: bool) -> list[Step]:
     target, around, files = make.target, make.around, source.files
     task = {"task": target.task}
     reference = dict(make.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
@@ -192,18 +195,6 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
     )
     steps = [fetch, assess, convert]
     candidate, reports = convert, {"report/convert": convert.outputs["report"]}
-    if target.scheme != "none":
-        calibration = {"calibration": target.calibration} if target.calibration else {}
-        candidate = make.step(
-            "quantize",
-            {"model": convert.outputs["model"], "facts": facts, **calibration},
-            {"model": "model", "report": "report.json"},
-            {**task, "scheme": target.scheme, **parameters, "samples": target.calibration_samples if calibration else None},
-            (convert.name,),
-            runs=True,
-        )
-        steps.append(candidate)
-        reports["report/quantize"] = candidate.outputs["report"]
     data = {"data": target.evaluation} if target.evaluation else {}
     baseline = make.step(
         "evaluate",
@@ -214,14 +205,14 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
         suffix=".baseline",
         runs=True,
     )
-    evaluate = make.step(
-        "evaluate",
-        {"model": candidate.outputs["model"], "baseline": baseline.outputs["answers"], **data},
-        {"measurements": "measurements.json"},
-        {**task, "role": "candidate"},
-        (candidate.name, baseline.name),
-        runs=True,
-    )
+    rungs: list[Step] = []
+    if "" in recipes:
+        candidate = _quantize(make, convert, facts, recipes[""])
+    elif recipes:
+        candidate, rungs = _ladder(make, convert, facts, baseline, recipes)
+    if candidate is not convert:
+        reports["report/quantize"] = candidate.outputs["report"]
+    evaluate = _evaluate(make, candidate, baseline, "verdict" if rungs else "")
     timed = not target.platform.not_measured
     benchmark = make.step(
         "benchmark",
@@ -248,7 +239,9 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
     if "licences" in fetch.outputs:
         licences = {"licence/": fetch.outputs["licences"]}
     package = _package(make, candidate, facts, licences, (candidate.name, gate.name))
-    steps += [baseline, evaluate, benchmark, gate, package]
+    quantize = [candidate] if candidate is not convert else []
+    steps += [baseline, *quantize] if rungs else [*quantize, baseline]
+    steps += [evaluate, benchmark, gate, package]
     evidence = make.step(
         "build",
         {
@@ -272,7 +265,74 @@ def _steps(make: _Builder, source: Found, parameters: Mapping[str, Any], strict:
         },
         tuple(step.name for step in steps),
     )
-    return [*steps, evidence]
+    first = steps.index(baseline) + 1
+    return [*steps[:first], *rungs, *steps[first:], evidence]
+
+
+def _quantize(make: _Builder, convert: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:
+    """One recipe; a `rung` of a ladder is on demand."""
+    target = make.target
+    calibration = {"calibration": target.calibration} if target.calibration else {}
+    return make.step(
+        "quantize",
+        {"model": convert.outputs["model"], "facts": facts, **calibration},
+        {"model": "model", "report": "report.json"},
+        {
+            "task": target.task,
+            "scheme": target.scheme,
+            **parameters,
+            "samples": target.calibration_samples if calibration else None,
+        },
+        (convert.name,),
+        suffix=f".{rung}" if rung else "",
+        runs=True,
+        on_demand=bool(rung),
+    )
+
+
+def _evaluate(make: _Builder, candidate: Step, baseline: Step, part: str, rung: str = "") -> Step:
+    """A candidate held against the baseline: on all of the data, or on the part that is kept for choosing or for the verdict."""
+    target = make.target
+    data = {"data": target.evaluation} if target.evaluation else {}
+    return make.step(
+        "evaluate",
+        {"model": candidate.outputs["model"], "baseline": baseline.outputs["answers"], **data},
+        {"measurements": "measurements.json"},
+        {"task": target.task, "role": "candidate", **({"part": part} if part else {})},
+        (candidate.name, baseline.name),
+        suffix=f".{rung}" if rung else "",
+        runs=True,
+        on_demand=bool(rung),
+    )
+
+
+def _ladder(
+    make: _Builder, convert: Step, facts: str, baseline: Step, recipes: Mapping[str, Mapping[str, Any]]
+) -> tuple[Step, list[Step]]:
+    """The step that chooses, and those that it runs on demand. Its key holds their recipes, so all that its walk depends on."""
+    target, rungs, steps = make.target, {}, []
+    for rung, parameters in recipes.items():
+        quantize = _quantize(make, convert, facts, parameters, rung)
+        evaluate = _evaluate(make, quantize, baseline, "choosing", rung)
+        steps += [quantize, evaluate]
+        operators = sorted(BACKENDS[make.choice.framework].LADDER[rung].operators)
+        rungs[rung] = {"operators": operators, "quantize": quantize.recipe, "evaluate": evaluate.recipe}
+    data = {"data": target.evaluation} if target.evaluation else {}
+    gates = ladder.limits({metric: limit.to_json() for metric, limit in target.gates.items()})
+    chosen = make.step(
+        "choose",
+        {
+            "model": convert.outputs["model"],
+            "facts": facts,
+            "baseline": baseline.outputs["answers"],
+            "calibration": target.calibration,
+            **data,
+        },
+        {"model": "model", "report": "report.json"},
+        {"order": list(recipes), "rungs": rungs, "gates": gates},
+        (convert.name, baseline.name),
+    )
+    return chosen, steps
 
 
 def _fetch(make: _Builder, source: Found) -> Step:

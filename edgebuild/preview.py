@@ -67,9 +67,11 @@ def _amount(amount: Amount) -> str:
 
 def _summary(found: Forecast, here: Room, biggest: tuple[int, str] | None) -> list[str]:
     facts, choice = found.facts, found.choice
-    settings = ", ".join(
-        [choice.scheme, *(f"{key} {value}" for key, value in choice.parameters.items() if value not in ([], None))]
-    )
+    if choice.rungs:
+        settings = f"{choice.scheme} by the first of {', '.join(choice.rungs)} that holds"
+    else:
+        set_ = (f"{key} {value}" for key, value in choice.parameters.items() if value not in ([], None))
+        settings = ", ".join([choice.scheme, *set_])
     if facts is None:
         return [f"{choice.framework}, {settings}; sizes and memory: {found.unknown}"]
     model = f"{facts.architecture}, {sum(facts.parameters.values()):,} parameters; {choice.framework}, {settings}"

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from edgebuild import hub, shipped, tether
-from edgebuild.errors import INTERRUPTED, StepFailed, disk
+from edgebuild.errors import INTERRUPTED, Refused, StepFailed, disk
 from edgebuild.files import alive, mine, process_name, remove_tree
 from edgebuild.noop import STATE
 from edgebuild.step import ENVIRONMENT
@@ -167,10 +167,12 @@ class Workers:
                 raise StepFailed(disk(OSError(errno.ENOSPC, ""))) from error
             raise StepFailed(_no_result(process.returncode) + _tail(log)) from error
         if "error" in result:
-            if result["error"].startswith("unexpected"):
-                full = _full(scratch)  # a framework says it in words of its own, or not at all
-                raise StepFailed(disk(OSError(errno.ENOSPC, "")) if full else f"{result['error']}\n  log: {os.path.relpath(log)}")
-            raise StepFailed(result["error"])
+            unexpected, refused = result["error"].startswith("unexpected"), bool(result.get("refused"))
+            if (unexpected or refused) and _full(scratch):  # a framework says it in words of its own, or not at all
+                raise StepFailed(disk(OSError(errno.ENOSPC, "")))
+            if unexpected:
+                raise StepFailed(f"{result['error']}\n  log: {os.path.relpath(log)}")
+            raise (Refused if refused else StepFailed)(result["error"])
         return Result(
             summary=result["summary"], refused=result["refused"], network=result["network"], seconds=took, peak_memory=peak
         )

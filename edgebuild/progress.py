@@ -13,6 +13,7 @@ HEARTBEAT = 15.0  # seconds after which a plain log says that a step is still ru
 
 
 class Display(Protocol):
+    def more(self) -> None: ...
     def started(self, name: str) -> None: ...
     def told(self, name: str, what: str) -> None: ...
     def doing(self, name: str, what: str) -> None: ...
@@ -64,6 +65,9 @@ class Plain:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         threading.Thread(target=self._beat, daemon=True).start()
+
+    def more(self) -> None:
+        """It counts no steps."""
 
     def started(self, name: str) -> None:
         self._running[name] = time.monotonic()
@@ -120,10 +124,14 @@ class Live:
             TimeElapsedColumn(),
         )
         self._progress = Progress(*columns, console=self._console, transient=True)
-        self._all = self._progress.add_task("steps", total=total)
+        self._all, self._total = self._progress.add_task("steps", total=total), total
         self._running: dict[str, Any] = {}
         self._speeds = _Speeds()
         self._progress.start()
+
+    def more(self) -> None:
+        self._total += 1
+        self._progress.update(self._all, total=self._total)
 
     def started(self, name: str) -> None:
         self._running[name] = self._progress.add_task(name, total=None)

@@ -70,6 +70,15 @@ class Project:
                 self._by_target.setdefault(step.target, []).append(step)
         return self._by_target.get(target, [])
 
+    def behind(self, step: Step) -> list[Step]:
+        """The steps that cannot be true where this one is not: those of its target that come after it."""
+        names, found = {step.name}, []
+        for other in self.of(step.target):  # in order
+            if not names.isdisjoint(other.after):
+                names.add(other.name)
+                found.append(other)
+        return found
+
     def identity(self) -> list[Any]:
         return identity(self.version, self.strict)
 
@@ -83,7 +92,7 @@ class Project:
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
             one = sys.intern  # equal texts are kept once: steps share paths, recipes and names
-            for name, verb, target, recipe, inputs, outputs, after in cached["steps"]:
+            for name, verb, target, recipe, inputs, outputs, after, on_demand in cached["steps"]:
                 self.steps[name] = Step(
                     name=one(name),
                     verb=one(verb),
@@ -92,6 +101,7 @@ class Project:
                     inputs={role: one(path) for role, path in inputs.items()},
                     outputs={role: one(path) for role, path in outputs.items()},
                     after=tuple(map(one, after)),
+                    on_demand=bool(on_demand),
                 )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             self.steps.clear()
@@ -142,7 +152,7 @@ class Project:
         self._save(seen.sources)
 
     def _save(self, sources: Mapping[str, Any]) -> None:
-        steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after] for s in self.steps.values()]
+        steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after, s.on_demand] for s in self.steps.values()]
         cached = {
             "identity": self.identity(),
             "guards": self.guards,

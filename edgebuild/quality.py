@@ -43,6 +43,7 @@ class _Rows:
     data: str
     runtime: str
     judged: bool = True  # whether the gates look at this phase
+    part: str = ""  # of the data, where a recipe is chosen on one and judged on the other
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(
@@ -64,6 +65,7 @@ class _Rows:
                 "runtime": self.runtime,
                 "machine": machine.isa(),
                 "judged": self.judged and self.of == "candidate",
+                **({"part": self.part} if self.part else {}),
                 **({"reason": reason} if value is None else {}),
             }
         )
@@ -116,16 +118,19 @@ def _text(action: Action, backend: Backend, views: list[str], data: Path) -> tup
     role = action.params["role"]
     with _opened(action, backend, views[0]) as session:
         windows = samples.windows(data, session)
-        rows = _Rows(phase=_phase(views, views[0]), of=role, data=origin, runtime=session.runtime)
+        part = action.params.get("part", "")
+        rows = _Rows(phase=_phase(views, views[0]), of=role, data=origin, runtime=session.runtime, part=part)
         if role == "baseline":
             summary = _baseline_text(action, session, windows, rows)
             return rows.rows, summary
-        answers = _Answers(action.inputs["baseline"], "text", origin)
+        kept = samples.part(part, len(windows), samples.FOURTH)
+        answers = _Answers(action.inputs["baseline"], "text", origin, kept, len(windows))
+        windows = windows if kept is None else windows[kept]
         if not np.array_equal(answers["windows"], windows):
             raise StepFailed("the candidate's tokenizer makes other tokens of the evaluation text than the baseline's")
         distance = _distance(session, windows, answers)
     summary = _text_rows(rows, distance)
-    if len(views) > 1:
+    if len(views) > 1 and part != "choosing":
         rows.rows += _second_view(action, backend, views, windows, answers, distance, origin)
     return rows.rows, summary
 
@@ -261,12 +266,16 @@ def _golden_text(action: Action, backend: Backend, views: list[str]) -> tuple[li
         tokens = samples.golden_tokens(session)
         logits = np.asarray(session.logits(tokens), dtype=np.float32)
         _finite("logits", logits)
-        rows = _Rows(phase=_phase(views, views[0]), of=role, data=f"golden text, {len(tokens)} tokens", runtime=session.runtime)
+        origin, part = f"golden text, {len(tokens)} tokens", action.params.get("part", "")
+        rows = _Rows(phase=_phase(views, views[0]), of=role, data=origin, runtime=session.runtime, part=part)
     if role == "baseline":
         arrays = {"tokens": tokens, "output/logits": logits}
         _write_answers(action.outputs["answers"], arrays, "golden text", rows.data, rows.runtime)
         return [], f"answers to {len(tokens)} golden tokens"
-    answers = _Answers(action.inputs["baseline"], "golden text", rows.data)
+    kept = samples.part(part, len(tokens), samples.THIRD)
+    answers = _Answers(action.inputs["baseline"], "golden text", rows.data, kept, len(tokens))
+    if kept is not None:
+        tokens, logits = tokens[kept], logits[kept]
     if not np.array_equal(answers["tokens"], tokens):
         raise StepFailed("the candidate's tokenizer makes other tokens of a plain text than the baseline's")
     summary = _likeness(rows, [("logits", answers["output/logits"], logits)])
@@ -290,13 +299,16 @@ class _Given:
 def _tensors(action: Action, backend: Backend, view: str, data: Path | None) -> tuple[list[dict[str, Any]], str]:
     role = action.params["role"]
     with _opened(action, backend, view) as session:
-        given = samples.read(data, session.inputs) if data else samples.golden_samples(session.inputs, GOLDEN)
-        rows = _Rows(phase="inference", of=role, data=given.origin, runtime=session.runtime)
+        whole = samples.read(data, session.inputs) if data else samples.golden_samples(session.inputs, GOLDEN)
+        part = action.params.get("part", "")
+        kept = samples.part(part, len(whole), samples.THIRD)
+        given = whole.only(kept)
+        rows = _Rows(phase="inference", of=role, data=given.origin, runtime=session.runtime, part=part)
         made = _infer(session, given)
     labels = _labels(data.name if data else "", given, made, action.params["task"])
     if role == "baseline":
         return rows.rows, _baseline_tensors(action, rows, made, labels, len(given))
-    answers = _Answers(action.inputs["baseline"], "tensors", given.origin)
+    answers = _Answers(action.inputs["baseline"], "tensors", given.origin, kept, len(whole))
     pairs = _pairs(answers, made)
     summary = _likeness(rows, pairs)
     if labels is None:
@@ -491,9 +503,12 @@ def _classes(rows: _Rows, answers: _Answers, made: _Given, labels: NDArray[np.in
 
 
 class _Answers:
-    """The baseline's answers, read as they are asked for. Raises StepFailed where they answer something else."""
+    """The baseline's answers, read as they are asked for. Raises StepFailed where they answer something else.
 
-    def __init__(self, path: Path, kind: str, data: str) -> None:
+    `kept`: of the `count` samples or windows that they answer, those that are asked for; None: all.
+    """
+
+    def __init__(self, path: Path, kind: str, data: str, kept: NDArray[np.intp] | None, count: int) -> None:
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -503,6 +518,7 @@ class _Answers:
             raise StepFailed(f"the baseline's answers cannot be read: {error}") from error
         self.held = frozenset(str(key) for key in self._file.keys())  # noqa: SIM118 - safe_open is no mapping
         self._read: dict[str, NDArray[Any]] = {}
+        self._kept, self._count = kept, count
         if (about.get("kind"), about.get("data")) != (kind, data):
             other = f"{about.get('kind')}: {about.get('data')}"
             raise StepFailed(f"the baseline answered other data ({other}) than the candidate ({kind}: {data})")
@@ -511,8 +527,16 @@ class _Answers:
         if key not in self.held:
             raise StepFailed(f"the baseline's answers lack {key}; evaluate it again")
         if key not in self._read:
-            self._read[key] = self._file.get_tensor(key)
+            self._read[key] = self._only(self._file.get_tensor(key))
         return self._read[key]
+
+    def _only(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Rows [count × k, …], k of each sample → those of the samples that are kept."""
+        if self._kept is None:
+            return array
+        if len(array) % self._count:
+            raise StepFailed(f"the baseline answered {len(array)} rows for {self._count} samples; evaluate it again")
+        return array.reshape(self._count, -1, *array.shape[1:])[self._kept].reshape(-1, *array.shape[1:])
 
 
 def _write_answers(path: Path, arrays: Mapping[str, NDArray[Any]], kind: str, data: str, runtime: str) -> None:

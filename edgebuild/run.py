@@ -1,6 +1,7 @@
 """Step → what it made: key → record in the store: restore; else a worker, then publish. Also what must go from `dist/`."""
 
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +9,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from edgebuild import machine, roots
+from edgebuild import ladder, machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
-from edgebuild.errors import InputChanged, StepFailed, disk
+from edgebuild.errors import InputChanged, Refused, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import locked, remove_tree, user_cache, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
@@ -42,6 +43,7 @@ class Builder:
     """Runs steps of one project. `perform` is the seam: a worker process, or in tests this one.
 
     `tell` is told (step, what) where a step waits for somebody else, `watcher` how a toolchain is made.
+    `within` runs a step that another one needs.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Builder:
         perform: Perform | None = None,
         tell: Callable[[str, str], None] = lambda step, what: None,
         watcher: Watcher | None = None,
+        within: Callable[[Step, Callable[[Step], Done]], Done] = lambda step, run: run(step),
     ) -> None:
-        self.project, self.fresh, self._tell = project, fresh, tell
+        self.project, self.fresh, self._tell, self._within = project, fresh, tell, within
         self._perform: Perform = perform or workers.perform
         self._toolchains = Toolchains(workers.command, watcher or Unwatched(), self._beside_measurements)
         self._made: dict[str, Mapping[str, str]] = {}
@@ -94,6 +97,8 @@ class Builder:
                 f"an input was edited while it ran, {TRIES} times; nothing was kept; build again when the files are at rest"
             )
         self.fresh.forget(step)
+        if step.verb == "choose":
+            self._drop_rungs(step)
         if record.refused:
             self._refuse(step)
             raise StepFailed(record.refused)
@@ -198,6 +203,8 @@ class Builder:
         """
         components = self.project.recipes[step.recipe]
         outputs = {name: os.path.abspath(f"{scratch}/{name}") for name in step.outputs}
+        if step.verb == "choose":
+            return outputs, self._choose(step, outputs)
         action: dict[str, Any] = {
             "name": step.name,
             "verb": step.verb,
@@ -228,6 +235,57 @@ class Builder:
 
     def _beside_measurements(self, name: str) -> AbstractContextManager[None]:
         return _machine(False, lambda: self._tell(name, BESIDE))
+
+    def _choose(self, step: Step, outputs: Mapping[str, str]) -> Result:
+        """Walk a ladder: the chosen rung's model is linked from the store. Where none holds, `model` is an empty folder."""
+        start = time.monotonic()
+        with open(step.inputs["facts"], encoding="utf-8") as file:
+            operators = json.load(file)["operators"]
+        found = ladder.walk(self.project.recipes[step.recipe]["params"], operators, functools.partial(self._climb, step))
+        if found.chosen:
+            made = self._artifact(self.project.steps[f"quantize:{step.target}.{found.chosen}"])
+            with self._beside_gc(step):
+                self.project.store.materialise(made, outputs["model"], link=True)
+        else:
+            os.mkdir(outputs["model"])
+        with open(outputs["report"], "w", encoding="utf-8") as file:
+            file.write(json.dumps(found.report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+        failing = sum(row["held"] is False for row in found.report["rungs"])
+        before = f", {failing} before it did not" if failing else ""
+        summary = f"{found.chosen} holds{before}: {found.why}" if found.chosen else f"none of {failing} holds"
+        seconds = time.monotonic() - start
+        return Result(summary=summary, refused="" if found.chosen else found.why, network="", seconds=seconds, peak_memory=None)
+
+    def _climb(self, step: Step, rung: str) -> ladder.Made:
+        """Make one rung's steps true. Raises Refused where the recipe is no use, StepFailed where something else is wrong."""
+        quantize, evaluate = (self.project.steps[f"{verb}:{step.target}.{rung}"] for verb in ("quantize", "evaluate"))
+        for one in (quantize, evaluate):
+            try:
+                self._within(one, self.run)
+            except Refused:
+                raise
+            except StepFailed as error:
+                raise StepFailed(f"{one.name} failed: {error}") from error
+        found = {}
+        for name, path in (("report", quantize.outputs["report"]), ("measurements", evaluate.outputs["measurements"])):
+            with open(path, encoding="utf-8") as file:
+                found[name] = json.load(file)
+        convert = self.project.steps[f"convert:{step.target}"]
+        return ladder.Made(**found, baseline=self._artifact(convert).size, candidate=self._artifact(quantize).size)
+
+    def _artifact(self, step: Step) -> Artifact:
+        """The model that a step made. Raises StepFailed where its record is gone."""
+        receipt = read_receipt(step.receipt)
+        record = self.project.store.record(receipt.key) if receipt else None
+        if record is None:
+            raise StepFailed(f"the record of {step.name} is no longer in the store; build again")
+        return record.outputs["model"]
+
+    def _drop_rungs(self, step: Step) -> None:
+        """What rungs had made for another day's inputs goes: what stays of them is what a walk today would make."""
+        for other in self.project.of(step.target):
+            if other.on_demand and os.path.exists(other.receipt) and not self.fresh(other):
+                clean(self.project, other)
 
     def _beside_gc(self, step: Step) -> AbstractContextManager[None]:
         """Held while objects are looked up, published and delivered, until the receipt says that they are needed."""
@@ -268,17 +326,19 @@ class Builder:
             return False
 
     def _refuse(self, step: Step) -> None:
-        """A gate stops the target: what an earlier build delivered goes, the candidate stays, the evidence says why."""
-        for other in self.project.of(step.target):
+        """A step stops the target: what an earlier build delivered goes, candidates stay, the evidence says why."""
+        behind = self.project.behind(step)
+        for other in behind:
             if other.verb in ("package", "build"):
                 withdraw(self.project, other.receipt, *other.outputs.values())
-        build = next(other for other in self.project.of(step.target) if other.verb == "build")
+        build = behind[-1]
+        earlier = {path for other in behind for path in (other.receipt, *other.outputs.values())}  # of another day's inputs
         action = {
             "verb": "build",
             "backend": "",
             "params": self.project.recipes[build.recipe]["params"],
             "root": os.getcwd(),
-            "inputs": {role: path for role, path in build.inputs.items() if os.path.exists(path)},
+            "inputs": {role: path for role, path in build.inputs.items() if path not in earlier and os.path.exists(path)},
         }
         from edgebuild.worker import perform
 

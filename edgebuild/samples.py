@@ -9,14 +9,14 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgebuild import digest
-from edgebuild.errors import StepFailed, did_you_mean, shown
+from edgebuild.errors import BadInput, did_you_mean, shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +32,10 @@ WINDOW = 256  # tokens that a language model sees at once
 MAX_WINDOWS = 16
 MIN_WINDOWS = 2
 SEED = 20
+# A recipe is chosen on one part of the data and judged on the rest, else the choice would flatter itself: of samples a third
+# (both parts need many for a narrow interval), of windows of text, which hold 256 tokens each, a fourth.
+THIRD, FOURTH = 3, 4
+GOLDEN_RATIO = 0x9E3779B1  # its fraction, times 2³²; prime
 FREE_LENGTH, FREE_SIDE = 16, 64  # what golden inputs put for a free dimension: of sequences, and of images (four dimensions)
 # Golden tokens: a text of our own, long enough for 64 tokens of any tokenizer that knows whole words.
 GOLDEN_TEXT = (
@@ -60,6 +64,13 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
+    def only(self, kept: NDArray[np.intp] | None) -> Samples:
+        """Some of the samples, by index; None: all."""
+        if kept is None:
+            return self
+        arrays = {name: array[kept] for name, array in self.arrays.items()}
+        return replace(self, arrays=arrays, labels=None if self.labels is None else self.labels[kept])
+
     def feeds(self) -> Iterator[dict[str, NDArray[Any]]]:
         """One feed after the other, `batch` samples each; the last one is filled up with its last sample."""
         for start in range(0, len(self), self.batch):
@@ -73,6 +84,18 @@ class Samples:
         return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
 
 
+def part(name: str, count: int, share: int) -> NDArray[np.intp] | None:
+    """Which of `count` are of a part: about one of `share` for `choosing`, the others for the `verdict`. None: all of them.
+
+    Multiples of the golden ratio's fraction are spread evenly and have no period, so that data in which the classes take
+    turns give every class to both parts; every third sample would give one class alone to one of them.
+    """
+    if not name or count < 2:
+        return None
+    first = np.arange(count, dtype=np.uint64) * np.uint64(GOLDEN_RATIO) % np.uint64(2**32) < np.uint64(2**32 // share)
+    return np.flatnonzero(first if name == "choosing" else ~first)
+
+
 def is_npz(path: Path) -> bool:
     """Whether the file begins as a zip archive does; what else it holds, `read` finds out."""
     with path.open("rb") as file:
@@ -82,27 +105,27 @@ def is_npz(path: Path) -> bool:
 def batches_of_one(
     path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = None
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The first `count` samples of an `.npz` (all without it) as feeds, one sample each. Raises StepFailed."""
+    """The first `count` samples of an `.npz` (all without it) as feeds, one sample each. Raises BadInput."""
     return read(path, inputs, count).feeds()
 
 
 def read(path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = None) -> Samples:
-    """The samples of an `.npz`, each array read once and held against the model's inputs. Raises StepFailed."""
+    """The samples of an `.npz`, each array read once and held against the model's inputs. Raises BadInput."""
     name = path.name
     wanted = [str(one["name"]) for one in inputs]
     if not wanted:
-        raise StepFailed("the model has no inputs to give data to")
+        raise BadInput("the model has no inputs to give data to")
     stored = _load(path, [*wanted, LABELS])
     whole = {str(one["name"]) for one in inputs if _check(name, one, stored[str(one["name"])])}
     lengths = {key: len(array) for key, array in stored.items()}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{key} {length}" for key, length in sorted(lengths.items()))
-        raise StepFailed(f"{name}: the first axis of every array is the sample, but the arrays differ in length: {each}")
+        raise BadInput(f"{name}: the first axis of every array is the sample, but the arrays differ in length: {each}")
     length = next(iter(lengths.values()))
     if not length:
-        raise StepFailed(f"{name}: holds 0 samples; give at least one")
+        raise BadInput(f"{name}: holds 0 samples; give at least one")
     if count is not None and count > length:
-        raise StepFailed(f"{name}: {count} samples were asked for, but it holds {length}")
+        raise BadInput(f"{name}: {count} samples were asked for, but it holds {length}")
     cut = {key: array[:count] for key, array in stored.items()}
     labels = cut.pop(LABELS, None)
     batch = _batch(name, inputs, whole)
@@ -115,7 +138,7 @@ def _batch(name: str, inputs: Sequence[Mapping[str, Any]], whole: set[str]) -> i
     first = {one["shape"][0] for one in inputs if one["name"] not in whole and isinstance(one["shape"][0], int)} or {1}
     if len(first) > 1 or (whole and first != {1}):
         shapes = ", ".join(f"{one['name']} {_text(one['shape'])}" for one in inputs)
-        raise StepFailed(f"{name}: the model's inputs ({shapes}) share no first axis; give each sample whole, with one axis more")
+        raise BadInput(f"{name}: the model's inputs ({shapes}) share no first axis; give each sample whole, with one axis more")
     return int(first.pop())
 
 
@@ -126,15 +149,15 @@ def _load(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) != len(archive.infolist()):
-                raise StepFailed(f"{name}: holds two arrays of one name; save it again with numpy.savez")
+                raise BadInput(f"{name}: holds two arrays of one name; save it again with numpy.savez")
             total = sum(info.file_size for info in members.values())
             if total > MAX_BYTES:
                 limit = f"over the limit of {MAX_BYTES // 2**30} GiB"
-                raise StepFailed(f"{name}: holds {total / 2**30:.1f} GiB when unpacked, {limit}; take fewer samples")
+                raise BadInput(f"{name}: holds {total / 2**30:.1f} GiB when unpacked, {limit}; take fewer samples")
             _check_names(name, members, wanted)
             return {key: _array(name, key, archive, members[key]) for key in wanted if key in members}
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
-        raise StepFailed(f"{name}: {_no_npz(path)} ({str(error)[:120] or type(error).__name__})") from error
+        raise BadInput(f"{name}: {_no_npz(path)} ({str(error)[:120] or type(error).__name__})") from error
 
 
 def _no_npz(path: Path) -> str:
@@ -156,10 +179,10 @@ def _check_names(name: str, members: Mapping[str, Any], wanted: Sequence[str]) -
         if key not in members:
             others = [other for other in members if other not in wanted]
             hint = did_you_mean(key, others)
-            raise StepFailed(f'{name}: no array "{key}", which the model takes as an input; the file holds: {held}.{hint}')
+            raise BadInput(f'{name}: no array "{key}", which the model takes as an input; the file holds: {held}.{hint}')
     for other in members:
         if other not in wanted and LABELS not in members and did_you_mean(other.lower(), [LABELS]):
-            raise StepFailed(f'{name}: the array "{shown(other)}" is no input of the model. Did you mean "{LABELS}"?')
+            raise BadInput(f'{name}: the array "{shown(other)}" is no input of the model. Did you mean "{LABELS}"?')
 
 
 def _array(name: str, key: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -168,20 +191,20 @@ def _array(name: str, key: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo)
         with archive.open(info) as file:
             dtype = _header(info.file_size, file)
         if dtype.hasobject:
-            raise StepFailed(
+            raise BadInput(
                 f"{name}: {key} holds Python objects (dtype object), which are never loaded: they can run code; "
                 "save it with a numeric dtype"
             )
         with archive.open(info) as file:
             array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
-        raise StepFailed(f"{name}: {key} is no array in NumPy's format ({str(error)[:120]}); save it with numpy.savez") from error
+        raise BadInput(f"{name}: {key} is no array in NumPy's format ({str(error)[:120]}); save it with numpy.savez") from error
     if array.ndim == 0:
-        raise StepFailed(f"{name}: {key} is a single value; the first axis of every array is the sample")
+        raise BadInput(f"{name}: {key} is a single value; the first axis of every array is the sample")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         count = int((~np.isfinite(array)).sum())
-        raise StepFailed(f"{name}: {key} holds {count} values that are not finite, the first at {list(at)}; remove those samples")
+        raise BadInput(f"{name}: {key} holds {count} values that are not finite, the first at {list(at)}; remove those samples")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
@@ -201,10 +224,10 @@ def _header(size: int, file: Any) -> np.dtype[Any]:
 
 
 def _check(name: str, one: Mapping[str, Any], array: NDArray[Any]) -> bool:
-    """Hold an array against an input; → whether each sample is a whole input. Raises StepFailed."""
+    """Hold an array against an input; → whether each sample is a whole input. Raises BadInput."""
     key, dtype, shape = str(one["name"]), str(one["dtype"]), list(one["shape"])
     if array.dtype.name != dtype:
-        raise StepFailed(f"{name}: {key} is {array.dtype.name}, but the model takes {dtype}; {_cast(key, array, dtype)}")
+        raise BadInput(f"{name}: {key} is {array.dtype.name}, but the model takes {dtype}; {_cast(key, array, dtype)}")
     if array.ndim == len(shape) + 1 and _fits(array.shape[1:], shape):
         return True
     if array.ndim == len(shape) and shape and _fits(array.shape[1:], shape[1:]):
@@ -214,7 +237,7 @@ def _check(name: str, one: Mapping[str, Any], array: NDArray[Any]) -> bool:
     fixed = [length for length in expected[1:] if isinstance(length, int)]
     if len(fixed) == len(expected) - 1 and array.shape and math.prod(fixed) == math.prod(array.shape[1:]):
         message += f"; {key}.reshape({', '.join(map(str, (array.shape[0], *fixed)))}) would do, if that is the order of its axes"
-    raise StepFailed(message)
+    raise BadInput(message)
 
 
 def _cast(key: str, array: NDArray[Any], dtype: str) -> str:
@@ -243,7 +266,7 @@ def _text(shape: Sequence[Any]) -> str:
 
 
 def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np.int32]:
-    """A UTF-8 text as windows of tokens [W, 256], at most so many, spread evenly over it. Raises StepFailed.
+    """A UTF-8 text as windows of tokens [W, 256], at most so many, spread evenly over it. Raises BadInput.
 
     No window shares a token with another one; the rest of the text, behind the last whole window, is not used.
     """
@@ -251,18 +274,18 @@ def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np
     size = path.stat().st_size
     if size > MAX_TEXT:
         used = f"{most * WINDOW:,} tokens are used in all"
-        raise StepFailed(f"{name}: {size:,} bytes of text, over the limit of {MAX_TEXT:,}; {used}")
+        raise BadInput(f"{name}: {size:,} bytes of text, over the limit of {MAX_TEXT:,}; {used}")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} is {error.object[error.start]:#04x}"
-        raise StepFailed(f"{name}: is no UTF-8 text: {byte}; save it as UTF-8") from error
+        raise BadInput(f"{name}: is no UTF-8 text: {byte}; save it as UTF-8") from error
     if "\0" in text:
-        raise StepFailed(f"{name}: holds NUL characters, so it is no text")
+        raise BadInput(f"{name}: holds NUL characters, so it is no text")
     tokens = session.tokens(text)
     whole = len(tokens) // WINDOW
     if whole < MIN_WINDOWS:
-        raise StepFailed(
+        raise BadInput(
             f"{name}: {len(text):,} characters are {len(tokens):,} tokens, but {MIN_WINDOWS * WINDOW} are the least "
             f"({MIN_WINDOWS} windows of {WINDOW}) and {most * WINDOW:,} are used where there are so many"
         )
@@ -274,7 +297,7 @@ def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np
 def golden(inputs: Sequence[Mapping[str, Any]], count: int = 1, seed: int = SEED) -> dict[str, NDArray[Any]]:
     """One feed of made-up inputs, the same on every machine: floats close to standard normal, whole numbers 0…7, masks 1.
 
-    A free first dimension becomes `count`; another free one 16, in four dimensions (images) 64. Raises StepFailed.
+    A free first dimension becomes `count`; another free one 16, in four dimensions (images) 64. Raises BadInput.
     """
     return {str(one["name"]): _golden(one, count, seed * 1000 + index) for index, one in enumerate(inputs)}
 
@@ -299,7 +322,7 @@ def _golden(one: Mapping[str, Any], count: int, seed: int) -> NDArray[Any]:
     if dtype.kind == "f":
         return _normal(size, seed).reshape(shape).astype(dtype)
     if dtype.kind not in "iub":
-        raise StepFailed(f"inputs cannot be made up for {one['name']}, which takes {one['dtype']}; give evaluate.data")
+        raise BadInput(f"inputs cannot be made up for {one['name']}, which takes {one['dtype']}; give evaluate.data")
     if "mask" in str(one["name"]).lower():
         return np.ones(shape, dtype)
     raw = np.atleast_1d(np.random.PCG64(seed).random_raw(size)) >> np.uint64(61)
@@ -320,8 +343,8 @@ def _normal(size: int, seed: int) -> NDArray[np.float64]:
 
 
 def golden_tokens(session: Session, count: int = 64) -> NDArray[np.int32]:
-    """The first `count` tokens [T] of a fixed text, repeated where it has fewer. Raises StepFailed."""
+    """The first `count` tokens [T] of a fixed text, repeated where it has fewer. Raises BadInput."""
     tokens = np.asarray(session.tokens(GOLDEN_TEXT), dtype=np.int32)
     if not len(tokens):
-        raise StepFailed("the model's tokenizer makes no tokens of a plain English text")
+        raise BadInput("the model's tokenizer makes no tokens of a plain English text")
     return np.resize(tokens, count)

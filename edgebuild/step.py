@@ -8,7 +8,7 @@ from typing import Any
 from edgebuild import digest
 
 SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
-VERBS = ("fetch", "assess", "convert", "quantize", "evaluate", "benchmark", "gate", "package")
+VERBS = ("fetch", "assess", "convert", "quantize", "choose", "evaluate", "benchmark", "gate", "package")
 # What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",
@@ -29,7 +29,8 @@ class Step:
     """One verb on inputs. Paths are relative to the project's root, or absolute where they lie outside it.
 
     `recipe` is the digest of everything that is known before the step runs; its components stand in the plan.
-    `after` are the steps that must be fresh before this one (those that make its inputs are among them).
+    `after` are the steps that must be fresh before this one (those that make its inputs are among them). A step `on_demand`
+    is in no other's `after`: a step that needs it runs it, or somebody by name; a target is fresh without it.
     """
 
     name: str  # "quantize:web-digits"
@@ -39,6 +40,7 @@ class Step:
     inputs: Mapping[str, str]  # role -> path
     outputs: Mapping[str, str]  # name -> path
     after: tuple[str, ...] = ()
+    on_demand: bool = False
 
     @property
     def stem(self) -> str:

@@ -200,6 +200,7 @@ class Store:
     def _move_in(self, path: str, sha256: str) -> None:
         target = self.object(sha256)
         if self._intact(sha256):
+            self._let_go(path)
             return
         os.chmod(path, 0o444)
         _fsync(path)

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from types import FrameType
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
-from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, did_you_mean, shown
+from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, Refused, did_you_mean, shown
 from edgebuild.files import locked, write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
@@ -27,13 +28,14 @@ from edgebuild.project import Project
 from edgebuild.step import SOURCES, VERBS, Step
 
 if TYPE_CHECKING:
-    from edgebuild.run import Builder
+    from edgebuild.run import Builder, Done
 
 DOCS = {
     "fetch": "bring a model's files where they lie elsewhere, list them by content, refuse what carries code",
     "assess": "read what a model is from its headers",
     "convert": "make it runnable in its framework, held against its source",
     "quantize": "make it smaller by the target's scheme",
+    "choose": "try recipes until the quality and size gates hold, and take the first that does",
     "evaluate": "measure quality against the unquantized model",
     "benchmark": "measure size, latency and memory against the unquantized model",
     "gate": "judge what was measured: PASS, FAIL or INCONCLUSIVE",
@@ -96,6 +98,14 @@ class Tasks:
                 yield self._bad(_word(name), verb, problem)
         for step in self.project.steps.values():
             yield self._task(step)
+            if step.verb == "choose":  # as far as quantizing goes
+                yield {
+                    "basename": "quantize",
+                    "name": step.target,
+                    "actions": None,
+                    "doc": DOCS["choose"],
+                    "task_dep": [step.name],
+                }
 
     @property
     def builder(self) -> "Builder":
@@ -106,16 +116,23 @@ class Tasks:
                 from edgebuild.run import Builder
 
                 self._workers = Workers(moved=self.journal.moved)
-                self._builder = Builder(self.project, self.fresh, self._workers, tell=self.journal.tell, watcher=self.journal)
+                self._builder = Builder(
+                    self.project,
+                    self.fresh,
+                    self._workers,
+                    tell=self.journal.tell,
+                    watcher=self.journal,
+                    within=self._within,
+                )
             return self._builder
 
-    def begin(self) -> None:
-        """Before the first step is judged: of two builds of one project the second waits, so that no two write one output.
+    def begin(self, names: Collection[str]) -> None:
+        """Before the first of these is judged: of two builds of one project the second waits, so that no two write one output.
 
         The system takes the lock back from who is killed. Where it cannot be written, the first step says so. Then what an
         earlier crash left behind is collected, even if it left nothing to do.
         """
-        if self.fresh.remembered:
+        if self.fresh.remembered and all(map(self.fresh.known, filter(None, map(self.project.steps.get, names)))):
             return
         try:
             self._turn.enter_context(locked(f"{STATE}/build.lock", waits=_waits))
@@ -147,7 +164,7 @@ class Tasks:
             **({"basename": step.name} if step.verb == "build" else own),
             "doc": doc or f"build {step.target}",
             "actions": [partial(self._run, step)],
-            "uptodate": [self.fresh.remembered or partial(self._is_fresh, step)],
+            "uptodate": [self.fresh.known(step) or partial(self._is_fresh, step)],
             "targets": [path for path in step.outputs.values() if not path.startswith(SOURCES)],  # several targets share those
             "task_dep": list(step.after),
             "clean": [self._cleaner(step)],
@@ -180,6 +197,19 @@ class Tasks:
             self.journal.failed(step.name, message, time.monotonic() - start, fault=True)
             return TaskError(message, report=False)
         return None
+
+    def _within(self, step: Step, run: Callable[[Step], "Done"]) -> "Done":
+        """A step that another one runs: shown and noted like any; that its recipe is refused fails nothing by itself."""
+        start, fresh = time.monotonic(), self.fresh(step)
+        self.journal.started(step.name, more=True)
+        try:
+            done = run(step)
+        except EdgebuildError as error:
+            tell = self.journal.refused if isinstance(error, Refused) else self.journal.failed
+            tell(step.name, str(error), time.monotonic() - start)
+            raise
+        self.journal.done(replace(done, outcome="fresh") if fresh and done.outcome == "restored" else done)
+        return done
 
     def _fail(self, name: str, problem: str) -> TaskFailed:
         self.journal.bad(name, problem)
@@ -214,6 +244,7 @@ class Tasks:
             "build",
             *VERBS,
             *self.project.steps,
+            *(f"quantize:{step.target}" for step in self.project.steps.values() if step.verb == "choose"),
             *(f"build:{name}" for name in (*self.project.problems, *self.project.groups)),
         }
         known |= {f"{verb}:{name}" for name in self.project.problems for verb in VERBS}
@@ -253,7 +284,7 @@ class _Reporter:
             if name not in wanted:
                 wanted.add(name)
                 waiting.extend(tasks[name].task_dep)
-        self._tasks.begin()
+        self._tasks.begin(wanted)
         self._journal.expect(sum(1 for name in wanted if ":" in name and tasks[name].actions))
 
     def add_failure(self, task: Any, fail: Any) -> None:

@@ -4,10 +4,11 @@ Only steps whose bytes are promised are run: their verdicts and measurements hav
 the store, from the memo or from `build/`; the reports of conversion and packaging hold measured figures and are not compared.
 """
 
+import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgebuild.artifact import Receipt
 from edgebuild.errors import StepFailed, UserError
@@ -19,7 +20,7 @@ from edgebuild.project import Project
 from edgebuild.run import Builder
 from edgebuild.step import Step
 
-VERBS = ("fetch", "assess", "convert", "quantize", "package")
+VERBS = ("fetch", "assess", "convert", "quantize", "choose", "package")
 NOT_COMPARED = ("report",)
 
 
@@ -38,7 +39,7 @@ class Compared:
 
 
 def steps_of(project: Project, target: str) -> list[Step]:
-    return [step for step in project.of(target) if step.verb in VERBS]
+    return [step for step in project.of(target) if step.verb in VERBS and not step.on_demand]
 
 
 def verify(project: Project, target: str, builder: Builder, display: Display) -> list[Compared]:
@@ -49,7 +50,7 @@ def verify(project: Project, target: str, builder: Builder, display: Display) ->
         made: dict[str, str] = {}
         for step in steps:
             if not _fetched(project, step):
-                made |= _rebuild(step, made, builder, display, f"{scratch}/{step.stem}")
+                made |= _rebuild(_work(project, step), made, builder, display, f"{scratch}/{step.stem}")
         found = [
             _compare(step, path, made[path], receipts[step.name]) if path in made else _hold(step, path, receipts[step.name])
             for step in steps
@@ -83,6 +84,15 @@ def doubt(project: Project, found: list[Compared]) -> None:
             project.memo.doubt(one.path)
             if os.path.exists(NOTE):
                 os.unlink(NOTE)
+
+
+def _work(project: Project, step: Step) -> Step:
+    """The step itself; of a choice the recipe that was chosen, which makes what the choice is: its measurements have no part in that."""
+    if step.verb != "choose":
+        return step
+    with open(step.outputs["report"], encoding="utf-8") as file:
+        rung = json.load(file)["rung"]
+    return replace(project.steps[f"quantize:{step.target}.{rung}"], outputs=step.outputs)
 
 
 def _receipts(project: Project, steps: list[Step]) -> dict[str, Receipt]:

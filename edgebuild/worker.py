@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild import tether
-from edgebuild.errors import EdgebuildError, StepFailed, disk
+from edgebuild.errors import BadInput, EdgebuildError, Refused, StepFailed, disk
 from edgebuild.step import Action, Download, Outcome
 
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
 
 
 def perform(record: Mapping[str, Any]) -> Outcome:
-    """Run an action record in this process. Raises EdgebuildError for what a user can mend."""
+    """Run an action record in this process. Raises EdgebuildError for what a user can mend: Refused for what its action says."""
     root = Path(record["root"])
     action = Action(
         verb=record["verb"],
@@ -36,7 +36,12 @@ def perform(record: Mapping[str, Any]) -> Outcome:
     )
     for path in action.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    outcome = _dispatch(action)
+    try:
+        outcome = _dispatch(action)
+    except (BadInput, Refused):
+        raise
+    except StepFailed as error:
+        raise Refused(str(error)) from error
     missing = [name for name, path in action.outputs.items() if not path.exists()]
     if missing:
         raise StepFailed(f"it ended without making its output {missing[0]}; this is a fault of edgebuild or of the framework")
@@ -126,7 +131,7 @@ def main(path: str) -> int:
         outcome = perform(record)
         result |= {"summary": outcome.summary, "refused": outcome.refused}
     except EdgebuildError as error:
-        result |= {"error": str(error), "status": error.status}
+        result |= {"error": str(error), "status": error.status, "refused": isinstance(error, Refused)}
     except MemoryError:
         result |= {"error": "it ran out of memory", "status": StepFailed.status}
     except OSError as error:

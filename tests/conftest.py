@@ -16,7 +16,8 @@ from edgebuild.fresh import Fresh, remember
 from edgebuild.memo import Memo
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
-from edgebuild.run import Builder, sweep
+from edgebuild.run import Builder, Done, sweep
+from edgebuild.step import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1
@@ -63,10 +64,17 @@ class Lab:
         os.chdir(self.root)
         project = Project()
         fresh = Fresh(project)
-        builder = Builder(project, fresh, Workers(), self._counted)
         outcomes: dict[str, str] = {}
+
+        def within(step: Step, run: Callable[[Step], Done]) -> Done:
+            outcomes[step.name] = "refused"
+            done = run(step)
+            outcomes[step.name] = done.outcome
+            return done
+
+        builder = Builder(project, fresh, Workers(), self._counted, within=within)
         for step in project.steps.values():
-            if names and step.target not in names:
+            if step.on_demand or (names and step.target not in names):
                 continue
             if any(outcomes.get(name) in ("failed", "blocked") for name in step.after):
                 outcomes[step.name] = "blocked"
@@ -88,13 +96,24 @@ class Lab:
         return {name for name, outcome in self.build().items() if outcome == "ran" and not name.startswith("build:")}
 
     def outputs(self) -> dict[str, str]:
-        """The digest of everything that the project's steps make, by path."""
+        """The digest of everything that the project's targets need, by path."""
         os.chdir(self.root)
         project = Project()
         found = {}
         for step in project.steps.values():
-            for path in step.outputs.values():
+            for path in step.outputs.values() if not step.on_demand else ():
                 found[path] = project.memo.look(path) if os.path.exists(path) else "missing"
+        return found
+
+    def rungs(self) -> dict[str, str]:
+        """The same of what was made on demand and lies here; all of it must be true of today's inputs."""
+        os.chdir(self.root)
+        project = Project()
+        fresh, found = Fresh(project), {}
+        for step in project.steps.values():
+            if step.on_demand and os.path.exists(step.receipt):
+                assert fresh(step), f"{step.name} was left behind"
+                found |= {path: project.memo.look(path) for path in step.outputs.values()}
         return found
 
     def _counted(self, record: Mapping[str, Any], *rest: Any) -> Result:

@@ -117,7 +117,7 @@ def damage(root: Path, how: str) -> None:
 def check(steps: list[tuple[tuple[str, Any], str]], patch: pytest.MonkeyPatch) -> None:
     """Edit, damage, build; after each the project's outputs are what a clean build makes, and no key ran twice."""
     folder = Path(tempfile.mkdtemp())
-    clean: dict[str, dict[str, str]] = {}
+    clean: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
     try:
         lab, state = make_lab(folder / "project"), dict(START)
         known: set[str] = set()
@@ -143,8 +143,10 @@ def check(steps: list[tuple[tuple[str, Any], str]], patch: pytest.MonkeyPatch) -
                 write(other.root, state)
                 (other.root / "model.gguf").write_bytes(model)
                 other.build()
-                clean[name] = other.outputs()
-            assert lab.outputs() == clean[name]
+                clean[name] = other.outputs(), other.rungs()
+            outputs, rungs = clean[name]
+            assert lab.outputs() == outputs
+            assert all(rungs.get(path, digest) == digest for path, digest in lab.rungs().items())
             lab.performed.clear()
             assert set(lab.build().values()) == {"fresh"}
             assert lab.performed == []
@@ -176,6 +178,10 @@ def without_parameters(patch: pytest.MonkeyPatch) -> None:
     without("params", ("quantize",), patch)
 
 
+def without_limits(patch: pytest.MonkeyPatch) -> None:
+    without("params", ("choose",), patch)
+
+
 def without_versions(patch: pytest.MonkeyPatch) -> None:
     without("toolchain", VERBS, patch)
 
@@ -199,6 +205,7 @@ def without_output_check(patch: pytest.MonkeyPatch) -> None:
     [
         (without_parameters, [(("group", 64), "nothing")]),
         (without_inputs, [(("text", "b"), "nothing")]),
+        (without_limits, [(("calibration", 2), "nothing"), (("limit", 0.8), "nothing")]),
         (without_versions, [(("version", "2"), "nothing")]),
         (without_output_check, [(("text", "a"), "edit the bundle")]),
     ],

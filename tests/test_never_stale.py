@@ -15,7 +15,7 @@ from edgebuild.project import Project
 from edgebuild.store import Store
 from tests.conftest import PLATFORM, TARGET, Lab, write_model
 
-ALL = {"fetch", "assess", "convert", "quantize", "evaluate", "evaluate.baseline", "benchmark", "gate", "package"}
+RUNG = {"quantize.coarse", "evaluate.coarse", "choose"}  # the first recipe holds
 FULL = (
     TARGET
     + "calibration: {data: calibration.npz}\nevaluate: {data: data.npz}\ngates: {quality: {min: 0.5}, flip_rate: {max: 0.9}}\n"
@@ -51,7 +51,7 @@ def replace(path: Path, old: str, new: str) -> None:
 def test_model(built: Lab) -> None:
     write_model(built.root / "model.gguf", "another")
     assert "fetch:one stale input model:" in reasons(built)
-    assert ran(built) >= {"fetch", "assess", "convert", "quantize", "evaluate", "evaluate.baseline", "package"}
+    assert ran(built) >= {"fetch", "assess", "convert", *RUNG, "evaluate", "evaluate.baseline", "package"}
 
 
 def test_early_cut_off(built: Lab) -> None:
@@ -71,24 +71,26 @@ def test_same_size_and_time_with_other_content(built: Lab) -> None:
 
 def test_calibration_data(built: Lab) -> None:
     np.savez(built.root / "calibration.npz", x=np.ones((8, 4), "float32"))
-    assert "quantize:one stale input calibration:" in reasons(built)
-    assert ran(built) >= {"quantize", "evaluate", "benchmark", "package"}
+    assert "quantize:one.coarse stale input calibration:" in reasons(built)
+    assert "choose:one stale input calibration:" in reasons(built)
+    assert "one.fine" not in reasons(built)  # it has not run: no build need run it
+    assert ran(built) >= {*RUNG, "evaluate", "benchmark", "package"}
     assert ran(built) == set()
 
 
 def test_evaluation_data(built: Lab) -> None:
     np.savez(built.root / "data.npz", x=np.ones((64, 4), "float32"), labels=np.ones(64, "int64"))
     assert "input data:" in reasons(built)
-    assert ran(built) == {"evaluate", "evaluate.baseline", "gate"}
+    assert ran(built) == {"evaluate", "evaluate.baseline", "evaluate.coarse", "choose", "gate"}
 
 
 def test_quantize_parameter_and_back(built: Lab) -> None:
     target = built.root / "targets" / "one.yaml"
     target.write_text(FULL + "quantize: {scheme: int4}\n")
     assert "parameter scheme: int8 → int4" in reasons(built)
-    assert ran(built) >= {"quantize", "evaluate", "package"}
+    assert ran(built) >= {*RUNG, "evaluate", "package"}
     target.write_text(FULL)
-    assert "quantize:one" in reasons(built)
+    assert "quantize:one.coarse" in reasons(built)
     assert "restorable" in reasons(built)
     assert ran(built) == set()
     assert set(built.build().values()) == {"fresh"}
@@ -97,13 +99,39 @@ def test_quantize_parameter_and_back(built: Lab) -> None:
 def test_platform_default(built: Lab) -> None:
     (built.root / "platforms" / "fake.yaml").write_text(PLATFORM.replace("int8", "int4"))
     assert "parameter scheme: int8 → int4" in reasons(built)
-    assert "quantize" in ran(built)
+    assert ran(built) >= RUNG
 
 
 def test_gate_limit(built: Lab) -> None:
+    """The choice depends on it and no recipe does: what was measured is looked at again."""
     replace(built.root / "targets" / "one.yaml", "min: 0.5", "min: 0.4")
+    assert "choose:one stale parameter gates.quality.min: 0.5 → 0.4" in reasons(built)
+    outcomes = built.build()
+    assert {name for name, outcome in outcomes.items() if outcome == "ran"} == {"choose:one", "gate:one", "build:one"}
+    assert outcomes["quantize:one.coarse"] == outcomes["evaluate:one.coarse"] == "restored"
+
+
+def test_gate_limit_of_one_recipe(built: Lab) -> None:
+    target = built.root / "targets" / "one.yaml"
+    target.write_text(FULL + "quantize: {method: fine}\n")
+    built.build(remembers=True)  # what is no more is swept
+    assert not (built.root / "build" / "one" / "choose").exists()
+    assert not (built.root / "build" / "one" / "quantize.coarse.json").exists()
+    replace(target, "min: 0.5", "min: 0.4")
     assert "gate:one stale parameter gates.quality.min: 0.5 → 0.4" in reasons(built)
     assert ran(built) == {"gate"}
+
+
+def test_a_gate_that_does_not_decide(built: Lab) -> None:
+    """A time is measured for the chosen recipe alone, and a waived gate packs whatever it says."""
+    replace(built.root / "targets" / "one.yaml", "gates: {", "gates: {latency_ratio: {max: 9}, ")
+    assert ran(built) == {"gate"}
+    replace(
+        built.root / "targets" / "one.yaml",
+        "flip_rate: {max: 0.9}",
+        'flip_rate: {max: 0, waive: {reason: x, until: "2099-01-01"}}',
+    )
+    assert ran(built) == {"choose", "gate"}
 
 
 def test_template(built: Lab) -> None:
@@ -122,10 +150,11 @@ def test_template(built: Lab) -> None:
 @pytest.mark.parametrize(
     ("module", "expected"),
     [
-        ("quality.py", {"evaluate", "evaluate.baseline"}),
-        ("backends/fake.py", {"convert", "quantize", "evaluate", "evaluate.baseline", "benchmark", "package"}),
+        ("quality.py", {"evaluate", "evaluate.baseline", "evaluate.coarse", "choose"}),
+        ("ladder.py", {"choose"}),
+        ("backends/fake.py", {"convert", *RUNG, "evaluate", "evaluate.baseline", "benchmark", "package"}),
         ("bundles/folder.py", {"package"}),
-        ("gates.py", {"gate"}),
+        ("gates.py", {"choose", "gate"}),
         ("cli.py", set()),
         ("tasks.py", set()),
         ("explain.py", set()),
@@ -158,7 +187,7 @@ def test_version_of_a_package(built: Lab, monkeypatch: pytest.MonkeyPatch) -> No
     assert "convert" in ran(built)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgebuild-fake-framework\nVersion: 2.0\n")
     assert "version of edgebuild-fake-framework: 1.0 → 2.0" in reasons(built)
-    assert ran(built) >= {"convert", "quantize", "evaluate"}
+    assert ran(built) >= {"convert", *RUNG, "evaluate"}
 
 
 def test_what_changes_nothing(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +213,7 @@ def test_removed_build(built: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["build/one/quantize/model/payload.json", "dist/one/manifest.json", "dist/one.tar", "dist/one.evidence.json"]
+    "where", ["build/one/choose/model/payload.json", "dist/one/manifest.json", "dist/one.tar", "dist/one.evidence.json"]
 )
 def test_a_tampered_output_is_put_right(built: Lab, where: str) -> None:
     path = built.root / where

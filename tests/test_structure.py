@@ -24,6 +24,7 @@ ROOTS = {
     "assess": ["assess"],
     "convert": [f"backends.{name}" for name in BACKENDS],
     "quantize": [f"backends.{name}" for name in BACKENDS],
+    "choose": ["ladder"],
     "evaluate": ["quality"],
     "benchmark": ["bench"],
     "gate": ["gates"],

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import Estimate, ModelFacts, Rung
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
 
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 PACKAGES = ("edgebuild-fake-framework",)
 FORMATS = ("gguf",)
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("group_size", "method"), "int4": ("group_size", "method")}
+LADDER: Mapping[str, Rung] = {
+    "coarse": Rung(sets={"noise": 0.5}),
+    "recurrent": Rung(sets={"noise": 0.1}, operators=("LSTM",)),  # of which no model of this backend has one
+    "fine": Rung(sets={"noise": 1e-3}),
+}
 VIEWS: Mapping[str, str] = {"native": "as stored"}
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    return {"group_size": 32, **quantize}
+    rung = LADDER.get(quantize.get("method", ""))
+    return {"group_size": 32, **quantize, **(rung.sets if rung else {})}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
@@ -58,7 +64,9 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     payload = json.loads((action.inputs["model"] / "payload.json").read_text(encoding="utf-8"))
     calibration = action.inputs.get("calibration")
     seen = hashlib.sha256(calibration.read_bytes()).hexdigest() if calibration else ""
-    settings = {key: action.params[key] for key in ("scheme", "group_size", "samples")}
+    if payload["text"] == f"!refuse-{action.params.get('method')}":
+        raise StepFailed(f"the framework does not take this model with {action.params['method']}")
+    settings = {key: action.params[key] for key in ("scheme", "group_size", "samples", "noise") if key in action.params}
     _write(action, {**payload, **settings, "calibration": seen, "version": _version()})
     action.outputs["report"].write_text("{}", encoding="utf-8")
     return Outcome(summary=str(action.params["scheme"]))
@@ -86,7 +94,7 @@ class FakeSession:
 
         base = np.random.default_rng(_seed(payload["text"])).standard_normal((4, 3))
         noise = np.random.default_rng(_seed(json.dumps(payload, sort_keys=True))).standard_normal((4, 3))
-        self._weights = (base + (0 if payload["scheme"] == "none" else 1e-3) * noise).astype("float32")
+        self._weights = (base + (0 if payload["scheme"] == "none" else payload.get("noise", 1e-3)) * noise).astype("float32")
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         return {"y": feeds["x"] @ self._weights}

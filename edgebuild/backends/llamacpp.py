@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import Estimate, ModelFacts, Rung
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.importance import Importance
@@ -43,6 +43,7 @@ OUTPUT_BITS = 6.5625  # of the output matrix, where a scheme has fewer
 ROW = {"q4_0": 32, "q4_k_m": 256, "q5_k_m": 256, "q6_k": 256, "q8_0": 32}  # elements, of which a row must be a multiple
 FALLBACK_BITS = {"q4_k_m": 5.8, "q5_k_m": 6.3, "q6_k": 8.5}  # where its rows are none: Q5_0, Q5_1 and Q8_0
 SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("imatrix",))
+LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU"}
 FILE = "model.gguf"
 CONVERTER = "converter/convert_hf_to_gguf.py"  # beside llama_cpp's modules: llama.cpp's own script, of the same sources

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import Estimate, ModelFacts, Rung
 from edgebuild.errors import EdgebuildError, StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -33,6 +33,7 @@ PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", 
 FORMATS = ("huggingface",)
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size",))
+LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"dequantized": "weights dequantized to float32", "kernels": "the int4/8 kernels themselves"}
 GROUPS = (32, 64, 128)
 SHARD = 5 * 2**30  # bytes; MAX_FILE_SIZE_GB of mlx_lm/utils.py

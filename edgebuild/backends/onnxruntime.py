@@ -1,19 +1,21 @@
-"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic.
+"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic, or the first recipe of a ladder that holds.
 
 What is quantized is counted afterwards: on many real models the tools exit 0 and have done nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource
-from edgebuild.backend import Estimate, ModelFacts
-from edgebuild.errors import StepFailed
+from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.errors import BadInput, StepFailed, did_you_mean
 from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -24,9 +26,26 @@ if TYPE_CHECKING:
 PACKAGES = ("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
 FORMATS = ("onnx",)
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
+_MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
+# From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or
+# U8S8 is better by instruction set and operator. A quantized `bias` is what some Gemm of real models lose their accuracy, or
+# the tool its way, by. `float`: the share of nodes that is left as it is, those that lose most. Dynamic quantization is three to five times slower than float on a convolution, so it is for matrices.
+LADDER: Mapping[str, Rung] = {
+    "static": Rung(sets={}),
+    "static-u8": Rung(sets={"activations": "uint8"}),
+    "conv-matmul": Rung(
+        sets={"activations": "uint8", "quantized": ["Conv", "Gemm", "MatMul"], "bias": False},
+        operators=("Conv", "Gemm", "MatMul"),
+    ),
+    "conv": Rung(sets={"activations": "uint8", "quantized": ["Conv"]}, operators=("Conv",)),
+    "dynamic-matmul": Rung(sets={"dynamic": True, "quantized": [*_MATRICES, "Gather"]}, operators=_MATRICES),
+    "sensitive": Rung(sets={"activations": "uint8", "bias": False, "float": 0.25}),
+}
+LOOKS = 4  # calibration samples that tell which nodes lose most; every tensor of the model is held for each of them
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
+METHODS: Mapping[str, Mapping[str, Any]] = {**{name: rung.sets for name, rung in LADDER.items()}, "dynamic": {"dynamic": True}}
 _DYNAMIC = {
     "MatMulInteger": 1,
     "ConvInteger": 1,
@@ -39,15 +58,17 @@ IMPORTED, TOOLS = 42_000_000, 10_000_000  # bytes of memory that onnxruntime, an
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    """`auto` is static where there are calibration data, else dynamic. Raises ValueError for static without them."""
+    """`auto` is static where there are calibration data, else dynamic. Raises ValueError for an unknown method, or data that lack."""
     method = quantize.get("method", "auto")
     if method == "auto":
         method = "static" if calibrated else "dynamic"
-    if method not in ("static", "dynamic"):
-        raise ValueError(f"method: ONNX Runtime quantizes static or dynamic, not {method}; name one of them")
-    if method == "static" and not calibrated:
-        raise ValueError("method: static needs calibration.data; give it, or write method: dynamic")
-    return {"method": method, "symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+    if method not in METHODS:
+        raise ValueError(f'method: no recipe "{method}"; there are: auto, {", ".join(METHODS)}.{did_you_mean(method, METHODS)}')
+    found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, **METHODS[method]}
+    if not found["dynamic"] and not calibrated:
+        raise ValueError(f"method: {method} needs calibration.data; give it, or write method: dynamic")
+    given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+    return {"method": method, **given, **found}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
@@ -63,9 +84,9 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     whole = facts.bytes
     if scheme == "none":
         return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
-    reached = {*QUANTIZABLE, "Gather"} - set(parameters.get("exclude", ()))
+    reached = set(parameters.get("quantized") or (*QUANTIZABLE, "Gather")) - set(parameters.get("exclude", ()))
     matrices = sum(count for operator, count in facts.weights.items() if operator in reached)
-    channels = sum(facts.parameters.values()) - sum(facts.weights.values()) if parameters.get("method") == "static" else 0
+    channels = sum(facts.parameters.values()) - sum(facts.weights.values()) if not parameters.get("dynamic") else 0
     artifact = whole - 3 * matrices + 13 * channels + 400 * sum(facts.operators.values()) if matrices else whole
     return Estimate(artifact=artifact, making=IMPORTED + TOOLS + 5 * whole, running=IMPORTED + 2 * artifact)
 
@@ -88,37 +109,108 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
     """int8 by onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
-
     source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
     folder.mkdir()
-    prepared = _prepare(source, folder.parent / "prepared.onnx")
-    excluded = _excluded(prepared, action.params["exclude"])
-    try:
-        if action.params["method"] == "static":
-            quantize_static(
-                prepared,
-                folder / "model.onnx",
-                _Reader(prepared, action.inputs["calibration"], action.params["samples"]),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                nodes_to_exclude=excluded,
-                extra_options={"ActivationSymmetric": action.params["symmetric"]},
-            )
-        else:
-            quantize_dynamic(prepared, folder / "model.onnx", weight_type=QuantType.QInt8, nodes_to_exclude=excluded)
-    except StepFailed:
-        raise
-    except Exception as error:  # whatever the tool raises is its refusal of this model
-        raise StepFailed(
-            f"onnxruntime.quantization ({action.params['method']}) failed: {onnxsource.first_line(error)}"
-        ) from error
-    finally:
-        if prepared != source:
-            prepared.unlink(missing_ok=True)
-    return _counted(action, source, folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        prepared = _prepare(source, Path(scratch, "prepared.onnx"))
+        excluded = _excluded(prepared, action.params["exclude"])
+        try:
+            if action.params["float"]:
+                prepared = _named(prepared, Path(scratch, "named.onnx"))
+                excluded += _sensitive(action, prepared, excluded, Path(scratch))
+            _quantize(action, prepared, folder / "model.onnx", excluded)
+        except (StepFailed, OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever the tool raises is its refusal of this model
+            raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.first_line(error)}") from error
+    return _counted(action, source, folder, excluded)
+
+
+def _quantize(action: Action, prepared: Path, made: Path, excluded: Sequence[str]) -> None:
+    """The recipe that the parameters say, by the tool. Raises whatever it raises."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+    params = action.params
+    shared = {"weight_type": QuantType.QInt8, "nodes_to_exclude": excluded, "op_types_to_quantize": params["quantized"] or None}
+    if params["dynamic"]:
+        quantize_dynamic(prepared, made, **shared)
+        return
+    quantize_static(
+        prepared,
+        made,
+        _Reader(prepared, action.inputs["calibration"], params["samples"]),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8 if params["activations"] == "uint8" else QuantType.QInt8,
+        extra_options={
+            "ActivationSymmetric": params["symmetric"],
+            "QuantizeBias": params["bias"],
+            "QDQDisableWeightAdjustForInt32Bias": not params["bias"],  # crashes on a bias [1, N], as real models have it
+        },
+        **shared,
+    )
+
+
+def _named(source: Path, target: Path) -> Path:
+    """The model with a name for each of its nodes, as they are left out by name."""
+    import onnx
+
+    model = onnx.load(source)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    onnx.save(model, target)
+    return target
+
+
+def _sensitive(action: Action, prepared: Path, excluded: Sequence[str], folder: Path) -> list[str]:
+    """The nodes that lose most by int8, with those that make their inputs, about the share of them that is to stay float.
+
+    A first try of the recipe and the model run on a few calibration samples. Each tensor's noise in the one, relative to its
+    energy in the other, less that of the node's inputs, is what the node adds: a channel much larger than the others costs
+    its tensor little and the next node everything, so that a tensor before and after its own quantization tells nothing.
+    """
+    import onnx
+
+    tried = folder / "tried.onnx"
+    _quantize(action, prepared, tried, excluded)
+    before, after = (_tensors(path, folder, action, prepared) for path in (prepared, tried))
+    noise = {name: _noise(before[name], after[name]) for name in before.keys() & after.keys()}
+    nodes = onnx.load(prepared, load_external_data=False).graph.node
+    makers = {output: node.name for node in nodes for output in node.output}
+    ranked = []
+    for node in nodes:
+        if node.name not in excluded and (found := [noise[name] for name in node.output if name in noise]):
+            ranked.append((max(found) - max((noise.get(name, 0.0) for name in node.input), default=0.0), node))
+    kept: dict[str, None] = {}
+    for _, node in sorted(ranked, key=lambda one: (-one[0], one[1].name)):
+        if len(kept) >= action.params["float"] * len(ranked):
+            break
+        kept |= dict.fromkeys((node.name, *(makers[one] for one in node.input if one in makers)))
+    return list(kept)
+
+
+def _tensors(model: Path, folder: Path, action: Action, prepared: Path) -> Mapping[str, Sequence[NDArray[Any]]]:
+    """Every tensor of a model by name, for the first calibration samples."""
+    import onnxruntime
+    from onnxruntime.quantization import qdq_loss_debug
+
+    opened = folder / "opened.onnx"
+    qdq_loss_debug.modify_model_output_intermediate_tensors(model, opened)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = onnxsource.THREADS
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    seen = itertools.islice(_Reader(prepared, action.inputs["calibration"], action.params["samples"]).feeds, LOOKS)
+    found: Mapping[str, Sequence[NDArray[Any]]] = qdq_loss_debug.collect_activations(str(opened), seen, options)
+    return found
+
+
+def _noise(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> float:
+    """Energy of what differs over that of the tensor, at most 1: more than all of it cannot be lost."""
+    import numpy as np
+
+    signal = sum(float(np.square(one, dtype=np.float64).sum()) for one in before)
+    noise = sum(float(np.square(np.subtract(a, b, dtype=np.float64)).sum()) for a, b in zip(before, after, strict=True))
+    return min(noise / signal, 1.0) if math.isfinite(noise) and signal else float(noise != 0)
 
 
 def smoke() -> str:
@@ -152,11 +244,11 @@ class _Reader:
         from edgebuild import samples
 
         session = OnnxSession(model)
-        self._feeds: Iterator[Mapping[str, NDArray[Any]]] = iter(samples.batches_of_one(data, session.inputs, count))
+        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = iter(samples.batches_of_one(data, session.inputs, count))
         session.close()
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
-        return next(self._feeds, None)
+        return next(self.feeds, None)
 
 
 def _prepare(source: Path, target: Path) -> Path:
@@ -172,7 +264,7 @@ def _prepare(source: Path, target: Path) -> Path:
 
 
 def _excluded(model: Path, names: Sequence[str]) -> list[str]:
-    """`exclude` holds node names or operator types. Raises StepFailed for one that matches nothing."""
+    """`exclude` holds node names or operator types. Raises BadInput for one that matches nothing."""
     if not names:
         return []
     import onnx
@@ -181,13 +273,13 @@ def _excluded(model: Path, names: Sequence[str]) -> list[str]:
     found = [node.name for node in nodes if node.name in names or node.op_type in names]
     known = {node.name for node in nodes} | {node.op_type for node in nodes}
     if unknown := sorted(set(names) - known):
-        raise StepFailed(
+        raise BadInput(
             f'quantize.exclude: no node or operator is called "{unknown[0]}"; operators: {", ".join(sorted({n.op_type for n in nodes}))}'
         )
     return found
 
 
-def _counted(action: Action, source: Path, folder: Path) -> Outcome:
+def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]) -> Outcome:
     import onnx
 
     before, after = source.stat().st_size, sum(path.stat().st_size for path in folder.iterdir())
@@ -196,12 +288,13 @@ def _counted(action: Action, source: Path, folder: Path) -> Outcome:
     made = onnx.load(folder / "model.onnx", load_external_data=False).graph
     dequantized = {name for node in made.node if node.op_type == "DequantizeLinear" for name in node.output}
     done = sum(node.op_type in _DYNAMIC for node in made.node)
-    done += sum(node.op_type in QUANTIZABLE and bool(dequantized & set(node.input)) for node in made.node)
+    done += sum(node.op_type in QUANTIZABLE and set(node.input[:2]) <= dequantized for node in made.node)
     onnxsource.check_quantized(done, possible, QUANTIZABLE[:4], before, after)
     report = {
         "method": action.params["method"],
         "operators": done,
         "quantizable": possible,
+        "float": sorted(excluded),
         "bytes_before": before,
         "bytes_after": after,
     }

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource, reference
-from edgebuild.backend import Estimate, ModelFacts
-from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -56,14 +56,14 @@ _ACTIVATION_PATH = ("Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _GENERATED = re.compile(r"[A-Z]\w*_\d+\Z")  # what OpenVINO calls an operator without a name: its type and a running number
 _LAYER = re.compile(r'(<layer id="\d+" name=")([^"]*)(")')
 GROUPS = (128, 64, 32, 16, 8)  # group sizes to suggest
-# What to try for int8, one after the other, until quality and size are enough: the quickest kernels first. `only` names the
-# operators that are quantized, for models whose element-wise operators do not bear it. NNCF's own default is `symmetric`.
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "static": {"method": "static"},
-    "symmetric": {"method": "static", "symmetric": True},
-    "dense": {"method": "static", "only": ["Conv", "ConvTranspose", "MatMul"]},
-    "within": {"method": "static", "max_drop": 0.01},
-    "weights": {"method": "weights"},
+# The quickest kernels first. NNCF's own default is `symmetric`. `only`: the operators that are quantized, for models whose
+# element-wise ones do not bear it. `within` gives operators back to float; without `activations` weights alone are quantized.
+LADDER: Mapping[str, Rung] = {
+    "static": Rung(sets={}),
+    "symmetric": Rung(sets={"symmetric": True}),
+    "dense": Rung(sets={"only": ["Conv", "ConvTranspose", "MatMul"]}, operators=("Conv", "ConvTranspose", "Gemm", "MatMul")),
+    "within": Rung(sets={"max_drop": 0.01}),
+    "weights": Rung(sets={"activations": False}),
 }
 REACHED = ("Conv", "ConvTranspose", "MatMul", "Gemm")  # what NNCF takes, by its names in a source's header
 IMPORTED, TOOLS = 45_000_000, 40_000_000  # bytes of memory that openvino, and nncf beside it, take before any model; measured
@@ -71,25 +71,24 @@ IMPORTED, TOOLS = 45_000_000, 40_000_000  # bytes of memory that openvino, and n
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
     """`method: auto` is static where there are calibration data, else weights; int4 is of weights. Raises ValueError."""
-    settings = {"symmetric": quantize.get("symmetric", False)}
-    settings |= {key: sorted(quantize.get(key, ())) for key in ("exclude", "only")}
+    settings: dict[str, Any] = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
     if scheme == "int4":
         ratio = float(quantize.get("ratio", 1))
         if not ratio:
             raise ValueError("ratio: 0 leaves no layer in int4; write scheme: int8, or a ratio above 0")
-        return {"method": "weights", "group_size": quantize.get("group_size", 64), "ratio": ratio, **settings}
+        settings |= {"method": "weights", "activations": False, "only": []}
+        return {**settings, "group_size": quantize.get("group_size", 64), "ratio": ratio}
     method, drop = quantize.get("method", "auto"), quantize.get("max_drop")
     if method == "auto":
         method = "static" if calibrated else "weights"
-    if method not in ("static", "weights"):
-        raise ValueError(
-            f"method: NNCF quantizes static (weights and activations, by calibration data) or weights (those alone), not {method}"
-        )
-    if method == "static" and not calibrated:
-        raise ValueError("method: static needs calibration.data; give it, or write method: weights")
-    if method == "weights" and drop is not None:
+    if method not in LADDER:
+        raise ValueError(f'method: no recipe "{method}"; there are: auto, {", ".join(LADDER)}.{did_you_mean(method, LADDER)}')
+    found = {"method": method, "activations": True, "only": [], "max_drop": None, **settings, **LADDER[method].sets}
+    if found["activations"] and not calibrated:
+        raise ValueError(f"method: {method} needs calibration.data; give it, or write method: weights")
+    if not found["activations"] and drop is not None:
         raise ValueError("max_drop: it is kept on calibration data, so it needs calibration.data and method: static")
-    return {"method": method, "max_drop": drop, **settings}
+    return found if drop is None else {**found, "max_drop": drop}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
@@ -107,7 +106,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     whole = data + 600 * operators + 2000
     if scheme == "none":
         return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 6 * whole // 5)
-    static, symmetric = parameters["method"] == "static", parameters["symmetric"]
+    static, symmetric = parameters["activations"], parameters["symmetric"]
     count, reached = sum(facts.parameters.values()), {*REACHED, "Gather"} - set(parameters["exclude"])
     layers = sum(facts.operators.get(operator, 0) for operator in reached)
     artifact = whole + (4 if static else 3) * (count - sum(facts.weights.values()))
@@ -160,7 +159,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
 
         model = openvino.Core().read_model(source)
     scope = _excluded(model, action.params)
-    made, how = (_static if action.params["method"] == "static" else _weights)(model, scope, action)
+    made, how = (_static if action.params["activations"] else _weights)(model, scope, action)
     _save(made, folder, set(_layers(source)))
     return _counted(action, model, how)
 
@@ -347,7 +346,7 @@ def _no_multiple(size: int, said: str) -> str:
 
 
 def _excluded(model: Any, params: Mapping[str, Any]) -> Any:
-    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises StepFailed for one that matches nothing.
+    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises BadInput for one that matches nothing.
 
     Recurrent layers stay in float: NNCF 3.4 makes of them a model that is right in memory and, saved, gives one answer for all.
     """
@@ -362,7 +361,7 @@ def _excluded(model: Any, params: Mapping[str, Any]) -> Any:
         # A node with a bias becomes two operators: NODE, and NODE/WithoutBiases before it.
         matched = {one for one, kind in operators.items() if kind in kinds or one == name or one.startswith(f"{name}/")}
         if not matched:
-            raise StepFailed(
+            raise BadInput(
                 f'quantize.exclude: no node or operator is called "{name}"; operators: {", ".join(sorted(set(operators.values())))}'
             )
         found |= matched

@@ -364,9 +364,9 @@ def test_recurrent_layers_stay_in_float(tmp_path: Path) -> None:
     assert all(np.corrcoef(*pair)[0, 1] > 0.95 for pair in pairs)
 
 
-@pytest.mark.parametrize("name", list(openvino.RECIPES))
+@pytest.mark.parametrize("name", list(openvino.LADDER))
 def test_every_recipe_works_on_the_example(converted: Path, tmp_path: Path, name: str) -> None:
-    quantize(converted / "model", tmp_path / "out", "int8", CALIBRATION, **openvino.RECIPES[name])
+    quantize(converted / "model", tmp_path / "out", "int8", CALIBRATION, method=name)
     assert report(tmp_path / "out")["operators"] == 5
 
 
@@ -378,17 +378,23 @@ def test_calibration_of_other_names_or_shapes_is_one_message(converted: Path, tm
 
 def test_parameters() -> None:
     plain = {"symmetric": False, "exclude": [], "only": []}
-    assert openvino.parameters("int8", {}, True) == {"method": "static", "max_drop": None, **plain}
+    assert openvino.parameters("int8", {}, True) == {"method": "static", "activations": True, "max_drop": None, **plain}
     assert openvino.parameters("int8", {"method": "auto"}, False)["method"] == "weights"
     assert openvino.parameters("int4", {}, False) == {
         "method": "weights",
+        "activations": False,
         "group_size": 64,
         "ratio": 1.0,
         **plain,
     }
     for scheme, given, calibrated, says in (
         ("int8", {"method": "static"}, False, "method: static needs calibration.data; give it, or write method: weights"),
-        ("int8", {"method": "dynamic"}, True, "method: NNCF quantizes static .* or weights .*, not dynamic"),
+        (
+            "int8",
+            {"method": "dynamic"},
+            True,
+            'method: no recipe "dynamic"; there are: auto, static, symmetric, dense, within, weights',
+        ),
         ("int8", {"max_drop": 0.01}, False, "max_drop: it is kept on calibration data, so it needs calibration.data"),
         ("int4", {"ratio": 0}, False, "ratio: 0 leaves no layer in int4; write scheme: int8"),
     ):
@@ -479,7 +485,7 @@ def test_magika_keeps_its_answers_by_all_recipes_but_the_plain_one(magika: Path,
     evaluate(magika / "converted/model", magika / "evaluation.npz", tmp_path / "baseline")
     kept = {}
     for name in ("static", "dense", "weights"):
-        quantize(magika / "converted/model", tmp_path / name, "int8", magika / "calibration.npz", **openvino.RECIPES[name])
+        quantize(magika / "converted/model", tmp_path / name, "int8", magika / "calibration.npz", method=name)
         kept[name] = evaluate(tmp_path / name / "model", magika / "evaluation.npz", tmp_path / name, tmp_path / "baseline")[
             "quality"
         ]
