@@ -12,6 +12,7 @@ from typing import Any
 from edgebuild.backend import Backend, Estimate, ModelFacts
 from edgebuild.forecast import DEPENDS, MEASURED, RESTORE, RUN, Amount, Choice, Forecast
 from edgebuild.project import Project
+from edgebuild.provide import OFFLINE, offline
 from edgebuild.resources import Memory, existing, free, memory
 from edgebuild.units import human
 
@@ -68,7 +69,7 @@ def room(project: Project, found: Forecast) -> Room:
 
 def findings(found: Forecast, here: Room) -> list[Finding]:
     """What cannot or may not pass, certain ones first."""
-    parts = (_refusals(found), _weights(found), _gates(found), _memory(found, here), _disks(here))
+    parts = (_refusals(found), _toolchain(found), _weights(found), _gates(found), _memory(found, here), _disks(here))
     return sorted((finding for part in parts for finding in part), key=lambda finding: not finding.certain)
 
 
@@ -149,6 +150,13 @@ def _refusals(found: Forecast) -> Iterator[Finding]:
     for step in found.prospects:
         if step.refused:
             yield Finding(subject=step.name, certain=True, message=f"these very measurements were judged already: {step.refused}")
+
+
+def _toolchain(found: Forecast) -> Iterator[Finding]:
+    wanted = found.toolchain
+    if wanted and wanted.will == RUN and offline():
+        message = f"it is not installed, and nothing may be downloaded ({OFFLINE}=1); with a network: edgebuild toolchain install {wanted.name}"
+        yield Finding(subject=f"toolchain:{wanted.name}", certain=True, message=message)
 
 
 def _weights(found: Forecast) -> Iterator[Finding]:

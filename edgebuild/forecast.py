@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgebuild import digest, worker
+from edgebuild import digest, environment, toolchain, worker
 from edgebuild.artifact import Record
 from edgebuild.backend import Backend, Estimate, ModelFacts
 from edgebuild.backends import BACKENDS
@@ -83,8 +83,21 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Provision:
+    """The toolchain in whose environment a target's framework steps run. `will`: make it, or nothing: it is there or not needed."""
+
+    name: str
+    installed: bool
+    packages: int
+    will: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """`facts` are None where the source is not here yet, or is refused: `unknown` says why, `refused` that nothing can be built."""
+    """`facts` are None where the source is not here yet, or is refused: `unknown` says why, `refused` that nothing can be built.
+
+    `toolchain` is None where framework steps run in this Python.
+    """
 
     target: str
     choice: Choice
@@ -92,6 +105,7 @@ class Forecast:
     unknown: str
     refused: bool
     prospects: list[Prospect]
+    toolchain: Provision | None
     baseline: Amount
     candidate: Amount
 
@@ -132,6 +146,7 @@ def forecast(project: Project, target: str) -> Forecast:
         unknown=unknown,
         refused=refused,
         prospects=prospects,
+        toolchain=_provision(project, course),
         baseline=sizes["baseline"],
         candidate=sizes["candidate"],
     )
@@ -222,6 +237,22 @@ def _made(project: Project, step: Step, will: str, record: Record | None) -> dic
         outputs: dict[str, str | None] = {path: record.outputs[name].digest for name, path in step.outputs.items()}
         return {**outputs, step.receipt: digest.of_bytes(receipt_bytes(receipt_of(step, record)))}
     return dict.fromkeys((*step.outputs.values(), step.receipt))
+
+
+def _provision(project: Project, course: list[tuple[Step, State, str, Record | None]]) -> Provision | None:
+    """By the locks that the steps' keys hold: an environment is made for the first step that runs in it."""
+    wills: dict[str, set[str]] = {}
+    for step, _, will, _ in course:
+        if label := project.recipes[step.recipe].get("toolchain", {}).get("lock", ""):
+            wills.setdefault(label.partition(" ")[0], set()).add(will)
+    lock = toolchain.read(next(iter(wills))) if wills else None
+    if lock is None:
+        return None
+    installed = environment.whole(lock.digest)
+    runs = not wills[lock.name].isdisjoint((RUN, DEPENDS))
+    return Provision(
+        name=lock.name, installed=installed, packages=len(lock.pins), will=RUN if runs and not installed else NOTHING
+    )
 
 
 # -- how much -----------------------------------------------------------------------------------------------------------

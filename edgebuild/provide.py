@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgebuild import environment, toolchain
+from edgebuild import environment
 from edgebuild.errors import StepFailed
-from edgebuild.install import Command, install, summary
-from edgebuild.toolchain import Lock
+
+if TYPE_CHECKING:
+    from edgebuild.install import Command
+    from edgebuild.toolchain import Lock
 
 OFFLINE = "EDGEBUILD_OFFLINE"
 
@@ -39,7 +41,7 @@ class Unwatched:
 class Toolchains:
     """Those that a run uses. `beside` is held while one is made: the lock of whoever shares the machine."""
 
-    def __init__(self, command: Command, watcher: Watcher, beside: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(self, command: "Command", watcher: Watcher, beside: Callable[[str], AbstractContextManager[None]]) -> None:
         self._command, self._watcher, self._beside = command, watcher, beside
         self._one = threading.Lock()  # at a time: the second to need it waits for the first
         self._failed: set[str] = set()
@@ -60,7 +62,9 @@ class Toolchains:
                 raise StepFailed(f"its toolchain {lock.name} was removed as it was to be used; build again")
             yield environment.python(lock.digest)
 
-    def _ensure(self, lock: Lock) -> None:
+    def _ensure(self, lock: "Lock") -> None:
+        from edgebuild.install import install, summary
+
         with self._one:
             if environment.whole(lock.digest):
                 return
@@ -84,7 +88,7 @@ def offline() -> bool:
     return os.environ.get(OFFLINE, "") not in ("", "0")
 
 
-def check_online(lock: Lock) -> None:
+def check_online(lock: "Lock") -> None:
     """Raises StepFailed where nothing may be asked of a network, with what is missing."""
     if offline():
         wanted = ", ".join(f"{name} {lock.pinned(name)}" for name in _main(lock))
@@ -94,14 +98,18 @@ def check_online(lock: Lock) -> None:
         )
 
 
-def _main(lock: Lock) -> list[str]:
+def _main(lock: "Lock") -> list[str]:
     """The packages that a lock is for, as what they are imported by tells."""
+    from edgebuild import toolchain
+
     found = [toolchain.normalized(name.partition(".")[0]) for name in lock.imports]
     return [name for name in found if lock.pinned(name)] or sorted(lock.pins)
 
 
-def _lock(label: str) -> Lock:
+def _lock(label: str) -> "Lock":
     """Raises StepFailed where it is not the lock that the plan was made from."""
+    from edgebuild import toolchain
+
     lock = toolchain.read(label.partition(" ")[0])
     if lock is None or lock.label != label:
         raise StepFailed(f"the lock of {label.partition(' ')[0]} was changed as this build began; build again")

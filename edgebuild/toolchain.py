@@ -5,7 +5,6 @@ every platform. Comments in them say what pip has no word for: `# import: NAME â
 missing; `# build: NAME=VALUE`, the environment of what is built from source.
 """
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -102,6 +101,8 @@ def normalized(package: str) -> str:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """package â†’ installed version, `missing` where there is none; and the interpreter's own."""
+    import importlib.metadata
+
     found = {"python": _interpreter()}
     for package in packages:
         try:
@@ -113,6 +114,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 def evidence(packages: Iterable[str]) -> list[str]:
     """The paths whose stat moves when any of these packages is installed, removed or changed."""
+    import importlib.metadata
+
     paths = {entry for entry in sys.path if entry and os.path.isdir(entry)}
     for package in packages:
         try:

@@ -239,7 +239,15 @@ def forecast_with(facts: ModelFacts, choice: Any) -> Forecast:
 
     baseline, candidate = (Amount(bytes=one.artifact, basis="estimated") for one in choice.estimates(facts))
     return Forecast(
-        target="t", choice=choice, facts=facts, unknown="", refused=False, prospects=[], baseline=baseline, candidate=candidate
+        target="t",
+        choice=choice,
+        facts=facts,
+        unknown="",
+        refused=False,
+        prospects=[],
+        toolchain=None,
+        baseline=baseline,
+        candidate=candidate,
     )
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import psutil
 import pytest
 
 from edgebuild import digest, toolchain
 from edgebuild.errors import UserError
-from tests.conftest import Lab, make_lab
+from tests.conftest import ROOT, Lab, make_lab
 from tests.wheels import OURS, Index, index, wheel
 
 PARTS = ("tiny", "small", "little")
@@ -422,6 +423,28 @@ def test_a_build_that_is_killed_as_it_makes_its_toolchain(packages: Index, fake:
     ends(lambda: not processes(packages))
     assert outcomes_of(packages, fake)["toolchain:fake"] == "ran"
     assert packages.left() == []
+
+
+def test_plan_says_when_a_toolchain_is_made(packages: Index, fake: Lab) -> None:
+    def planned(status: int = 0, **more: str) -> Any:
+        done = packages.run("plan", "one", "--json", cwd=fake.root, **more)
+        assert done.returncode == status, done.stdout + done.stderr
+        found = json.loads(done.stdout)
+        jsonschema.validate(found, json.loads((ROOT / "schemas" / "plan.json").read_text()))
+        return found
+
+    expected = {"name": "fake", "installed": False, "packages": 1, "will": "run"}
+    assert planned()["toolchain"] == expected
+    offline = planned(status=1, EDGEBUILD_OFFLINE="1")
+    assert [finding["subject"] for finding in offline["findings"]] == ["toolchain:fake"]
+    assert "toolchain:fake                   run" in packages.run("plan", "one", cwd=fake.root).stdout
+    packages.run(cwd=fake.root)
+    assert planned()["toolchain"] == {**expected, "installed": True, "will": "nothing"}
+    packages.run("toolchain", "remove", "fake")
+    assert planned()["toolchain"] == {**expected, "will": "nothing"}  # all is fresh
+    shutil.rmtree(fake.root / "build")
+    assert planned()["toolchain"] == {**expected, "will": "nothing"}  # all is restored
+    assert packages.made() == []
 
 
 def test_doctor_tries_a_toolchain(packages: Index, tmp_path: Path) -> None:

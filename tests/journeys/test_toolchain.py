@@ -44,6 +44,7 @@ def test_the_first_build_makes_the_toolchain(bare: Path, tmp_path: Path) -> None
     assert refused.returncode == 1
     assert "and the toolchain onnxruntime (onnxruntime 1." in refused.stderr
     assert refused.stderr.count("EDGEBUILD_OFFLINE=1") == 1
+    assert "toolchain:onnxruntime            run" in run("plan", "web-digits").stdout
     done = run(program="doit")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "toolchain:onnxruntime" in done.stdout
