@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from edgebuild import roots
+from edgebuild import environment, roots, toolchain
 from edgebuild.inventory import Inventory
 from edgebuild.project import Project
 from edgebuild.units import human
@@ -21,12 +22,26 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Toolchain:
+    """An environment in the user's cache. `current`: its lock is one that this edgebuild ships; else gc removes it."""
+
+    name: str
+    digest: str
+    bytes: int
+    current: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """`sum`: all targets of this project, what is shared counted once. `store`: all, needed by any project, to be freed."""
+    """`sum`: all targets of this project, what is shared counted once. `store`: all, needed by any project, to be freed.
+
+    `toolchains` are the user's, beside the store.
+    """
 
     targets: list[Share]
     sum: int
     store: dict[str, int]
+    toolchains: list[Toolchain]
     unseen: list[str]  # projects that use the store and cannot be seen now: what they need is in `freed`
 
 
@@ -43,6 +58,7 @@ def usage(project: Project) -> Usage:
         targets=[_share(there, name, mine.get(name, set()), users) for name in sorted({*project.names(), *mine})],
         sum=there.size(key for keys in mine.values() for key in keys),
         store={"bytes": there.total(), "needed": needed, "freed": there.total() - needed},
+        toolchains=list(_toolchains()),
         unseen=[root.name for root in known if root.state == roots.AWAY],
     )
 
@@ -59,8 +75,19 @@ def show(found: Usage, as_json: bool) -> str:
     lines.append(
         f"\nstore: {human(store['bytes'])}; receipts need {human(store['needed'])}, edgebuild gc would free {human(store['freed'])}"
     )
+    lines += [
+        f"toolchain {one.name}: {human(one.bytes)}{'' if one.current else ', of another lock, which edgebuild gc removes'}"
+        for one in found.toolchains
+    ]
     lines += [f"{folder} uses this store too and cannot be seen now: gc frees nothing until it can" for folder in found.unseen]
     return "\n".join(lines)
+
+
+def _toolchains() -> Iterator[Toolchain]:
+    there = environment.present()
+    current = toolchain.shipped_texts() if there else set()
+    for one in there:
+        yield Toolchain(name=one.name, digest=one.digest, bytes=one.bytes, current=one.lock in current)
 
 
 def _share(there: Inventory, name: str, keys: set[str], users: "Counter[str]") -> Share:

@@ -109,6 +109,21 @@ def remove(found: Environment) -> None:
         raise StepFailed(f"{error.filename or place(found.digest)} cannot be removed: {error.strerror or error}") from error
 
 
+def idle(found: Environment) -> bool:
+    """Whether nobody works in an environment now, or makes it."""
+
+    class _InUse(Exception): ...
+
+    def in_use() -> None:
+        raise _InUse
+
+    try:
+        with lock(found.digest, in_use, alone=True):
+            return True
+    except (_InUse, OSError):
+        return False
+
+
 def sweep() -> None:
     """Remove what was begun by processes that are no more."""
     try:

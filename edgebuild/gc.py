@@ -1,4 +1,4 @@
-"""`edgebuild gc`: remove from a store what no receipt needs, of this project or of any other that uses the store.
+"""`edgebuild gc`: remove from a store what no receipt needs, of this project or of any other that uses the store; and old toolchains.
 
 The store is held alone meanwhile: a build waits where it would look up, publish or deliver, and loses nothing. Records go
 before the objects that they name, so that a collection that is cut off leaves objects without a record, never the reverse.
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edgebuild import roots
+from edgebuild import environment, roots, toolchain
 from edgebuild.errors import StepFailed, UserError
 from edgebuild.files import remove_tree
 from edgebuild.inventory import Inventory
@@ -36,6 +36,7 @@ class Collection:
     rest: Mapping[str, int]  # unfinished downloads and old logs, path → bytes
     here: int  # projects that use the store
     gone: tuple[roots.Root, ...]
+    toolchains: tuple[environment.Environment, ...]  # of locks that this edgebuild does not ship, and not in use
 
 
 def collect(project: Project, keep_last: int, max_size: int | None, dry_run: bool, waits: Callable[[], None]) -> Collection:
@@ -71,6 +72,7 @@ def find(project: Project, keep_last: int = 0, max_size: int | None = None) -> C
         rest=dict([*_downloads(store.root), *_logs(project)]),
         here=len(here),
         gone=tuple(root for root in known if root.state == roots.GONE),
+        toolchains=tuple(_toolchains()),
     )
 
 
@@ -81,6 +83,7 @@ def show(found: Collection, dry_run: bool) -> str:
     steps = Counter(name or "records that cannot be read" for name in found.records.values())
     lines += [f"{'':<9}   {name}{f' ×{count}' if count > 1 else ''}" for name, count in sorted(steps.items())]
     lines += [f"{goes:<9} {path}: {human(size)}" for path, size in found.rest.items()]
+    lines += [f"{goes:<9} the toolchain {old.name} of another lock: {human(old.bytes)}" for old in found.toolchains]
     lines += [f"{goes:<9} {root.name} from the projects that use this store: it is no more" for root in found.gone]
     lines.append(
         f"{'kept':<9} {human(found.needed)} that {_count(found.here, 'project')} here can need, {human(found.spare)} besides"
@@ -148,6 +151,15 @@ def _remove(store: Store, found: Collection) -> None:
             os.unlink(path)
     for path in (*found.rest, *(root.file for root in found.gone)):
         remove_tree(path)
+    for old in found.toolchains:
+        environment.remove(old)
+    environment.sweep()
+
+
+def _toolchains() -> Iterator[environment.Environment]:
+    there = environment.present()
+    current = toolchain.shipped_texts() if there else set()
+    yield from (found for found in there if found.lock not in current and environment.idle(found))
 
 
 def _downloads(store: str) -> Iterator[tuple[str, int]]:

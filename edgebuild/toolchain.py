@@ -66,6 +66,11 @@ def names() -> list[str]:
         return []
 
 
+def shipped_texts() -> set[str]:
+    """The digest of the text of every lock, as environments note it. Raises UserError."""
+    return {lock.text for name in names() if (lock := read(name))}
+
+
 def file(name: str) -> str:
     return os.path.join(FOLDER, f"{name}.txt")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from edgebuild import digest, toolchain
 from edgebuild.errors import UserError
+from edgebuild.files import locked
 from tests.conftest import ROOT, Lab, make_lab
 from tests.wheels import OURS, Index, index, wheel
 
@@ -423,6 +425,35 @@ def test_a_build_that_is_killed_as_it_makes_its_toolchain(packages: Index, fake:
     ends(lambda: not processes(packages))
     assert outcomes_of(packages, fake)["toolchain:fake"] == "ran"
     assert packages.left() == []
+
+
+def test_gc_removes_toolchains_of_other_locks_and_du_counts_them(packages: Index, fake: Lab) -> None:
+    packages.run(cwd=fake.root)
+    (old,) = packages.made()
+
+    def used() -> Any:
+        found = json.loads(packages.run("du", "--json", cwd=fake.root).stdout)
+        jsonschema.validate(found, json.loads((ROOT / "schemas" / "du.json").read_text()))
+        return {one["digest"]: one["current"] for one in found["toolchains"]}
+
+    assert used() == {old.name: True}
+    assert "toolchain" not in packages.run("gc", cwd=fake.root).stdout
+    release(packages, "1.1")
+    packages.run(cwd=fake.root)
+    assert used() == {one.name: one != old for one in packages.made()}
+    assert "would go  the toolchain fake of another lock: " in packages.run("gc", "--dry-run", cwd=fake.root).stdout
+    assert old in packages.made()
+    with environment_lock(old):
+        assert "toolchain" not in packages.run("gc", cwd=fake.root).stdout  # in use
+    assert "removed   the toolchain fake of another lock: " in packages.run("gc", cwd=fake.root).stdout
+    assert old not in packages.made()
+    assert len(packages.made()) == 1
+    assert set(outcomes_of(packages, fake).values()) == {"fresh"}
+
+
+def environment_lock(place: Path) -> AbstractContextManager[None]:
+    """Held as by a build that works there."""
+    return locked(f"{place}.lock", alone=False)
 
 
 def test_plan_says_when_a_toolchain_is_made(packages: Index, fake: Lab) -> None:
