@@ -54,20 +54,21 @@ def drop(wanted: Sequence[Lock]) -> list[str]:
 
 
 def show() -> list[str]:
-    """A line for each toolchain, then one for each environment whose lock is no longer shipped."""
+    """A line for each toolchain, then one for each environment of another Python, or of a lock that is no longer shipped."""
     environment.sweep()
     known = [lock for name in toolchain.names() if (lock := toolchain.read(name))]
-    lines = [f"{'toolchain':<16} {'packages':>8} {'':<14} {'size':>8}"]
+    lines = [f"{'toolchain':<16} {'packages':>8} {'':<17} {'size':>8}"]
     for lock in known:
         found = environment.note(lock.digest)
         state, size = ("installed", human(found.bytes)) if found else ("not installed", "")
         lines.append(
-            f"{lock.name:<16} {len(lock.pins):>8} {state:<14} {size:>8}  {_where(lock.digest) if found else ''}".rstrip()
+            f"{lock.name:<16} {len(lock.pins):>8} {state:<17} {size:>8}  {_where(lock.digest) if found else ''}".rstrip()
         )
-    current = {lock.digest for lock in known}
-    for old in environment.present():
-        if old.digest not in current:
-            lines.append(f"{old.name:<16} {old.packages:>8} {'of another lock':<14} {human(old.bytes):>8}  {_where(old.digest)}")
+    current, texts = {lock.digest for lock in known}, {lock.text for lock in known}
+    for other in environment.present():
+        if other.digest not in current:
+            state = f"of {other.python}" if other.lock in texts else "of another lock"
+            lines.append(f"{other.name:<16} {other.packages:>8} {state:<17} {human(other.bytes):>8}  {_where(other.digest)}")
     return lines
 
 
