@@ -78,6 +78,17 @@ def test_extras_pin_what_the_locks_pin(name: str) -> None:
     assert text.count("--hash=sha256:") > len(locked)
 
 
+def test_what_one_environment_holds_agrees() -> None:
+    """`[all]` is one environment: of a package that several of its extras name, they name one version."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (everything,) = (Requirement(line) for line in extras["all"])
+    versions: dict[str, set[str]] = {}
+    for name in everything.extras:
+        for line in extras[name]:
+            versions.setdefault(toolchain.normalized(Requirement(line).name), set()).add(str(Requirement(line).specifier))
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
 def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
     """A worker in a toolchain's environment has nothing but what the lock names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
