@@ -216,7 +216,7 @@ def _verify(options: "Namespace") -> int:
     collect(project.store.root)
     terminal = display(len(steps_of(project, name)))
     try:
-        found = verify(project, name, Builder(project, Fresh(project), Workers(), tell=terminal.told), terminal)
+        found = verify(project, name, Builder(project, Fresh(project), Workers(), tell=terminal.told, watcher=terminal), terminal)
     finally:
         terminal.close()
     print(show(found, name))

@@ -87,6 +87,7 @@ def _make(lock: Lock, command: Command, doing: Callable[[str], None]) -> Environ
         environment.mark(path, made)
         environment.discard(lock.digest)  # what lies there is not whole
         os.rename(path, environment.place(lock.digest))
+        remove_tree(_log_file(lock))  # of a try that failed
     return made
 
 
@@ -211,12 +212,16 @@ def _host(text: str) -> str:
 
 
 def _log(said: list[str], lock: Lock) -> str:
-    path = f"{environment.place(lock.digest)}.log"
+    path = _log_file(lock)
     try:
         write_whole(path, "\n".join(said).encode())
     except OSError:
         path = "none: it cannot be written"
     return f"\n  log: {path}" + "".join(_shown(said))
+
+
+def _log_file(lock: Lock) -> str:
+    return f"{environment.place(lock.digest)}.log"
 
 
 def _shown(said: list[str]) -> Iterator[str]:

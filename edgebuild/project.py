@@ -181,6 +181,7 @@ class _Seen:
     def __init__(self, project: Project) -> None:
         self._memo = project.memo
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
+        self._toolchains: dict[str, Versions] = {}
         self.guards: dict[str, Signature | None] = {}
         self.sources: dict[str, Any] = {}  # path of a lone model file -> what a plan takes of it
         self._looked: dict[str, ModelFacts | None] = {}  # source → its headers, where they had a say
@@ -216,11 +217,12 @@ class _Seen:
         """
         from edgebuild import toolchain
 
-        self.guard(toolchain.file(backend))
-        lock = toolchain.read(backend)
-        if lock is None or not lock.differences(self._versions(packages)):
-            return self._versions
-        return lock.versions
+        if backend not in self._toolchains:
+            self.guard(toolchain.file(backend))
+            lock = toolchain.read(backend)
+            here = lock is None or not lock.differences(self._versions(packages))
+            self._toolchains[backend] = self._versions if lock is None or here else lock.versions
+        return self._toolchains[backend]
 
     def _versions(self, packages: tuple[str, ...]) -> Mapping[str, str]:
         from edgebuild import toolchain

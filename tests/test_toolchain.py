@@ -1,11 +1,13 @@
 """Toolchains: their environments are whole or not at all, whatever the index or a kill does, and a build uses them by itself."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -100,6 +102,53 @@ def test_scripts_of_packages_run(packages: Index) -> None:
 
 def entry_point(name: str, line: str) -> dict[str, bytes]:
     return {f"{name}-1.0.dist-info/entry_points.txt": f"[console_scripts]\n{line}\n".encode()}
+
+
+BACKEND = """
+import os, zipfile
+
+def build_wheel(folder, settings=None, metadata=None):
+    files = {
+        "built.py": "FLAGS = %r" % os.environ.get("BUILT_FLAGS"),
+        "built-1.0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: built\\nVersion: 1.0\\n",
+        "built-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\\nGenerator: tests\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    }
+    files["built-1.0.dist-info/RECORD"] = "".join(f"{name},,\\n" for name in [*files, "built-1.0.dist-info/RECORD"])
+    with zipfile.ZipFile(os.path.join(folder, "built-1.0-py3-none-any.whl"), "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return "built-1.0-py3-none-any.whl"
+"""
+
+
+def source() -> bytes:
+    """A source distribution whose wheel holds a variable of the build's environment."""
+    files = {
+        "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n",
+        "backend.py": BACKEND,
+        "PKG-INFO": "Metadata-Version: 2.1\nName: built\nVersion: 1.0\n",
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"built-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def test_a_package_is_built_from_source_where_its_lock_says_so(packages: Index) -> None:
+    """Though there is a wheel, and with the variables that the lock names."""
+    packages.add("built", "1.0", {"built.py": b"FLAGS = 'of a wheel'"})
+    content = source()
+    assert isinstance(packages.loopback.files, dict)
+    packages.loopback.files["files/built-1.0.tar.gz"] = content
+    packages.loopback.files["simple/built/"] += b'<a href="/files/built-1.0.tar.gz">built-1.0.tar.gz</a>\n'
+    packages.lines["built"] = packages.lines["built"].rstrip() + f" \\\n    --hash=sha256:{digest.of_bytes(content)}\n"
+    packages.lock("tools", "built", head="# build: BUILT_FLAGS=-DX=ON -DY=1\n# import: built\n--no-binary built\n")
+    done = packages.run("toolchain", "install", "tools")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert imported(packages.made()[0], "import built; print(built.FLAGS)") == "-DX=ON -DY=1"
 
 
 def test_uv_installs_where_there_is_no_pip(packages: Index, tmp_path: Path) -> None:
