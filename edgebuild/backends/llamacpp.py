@@ -49,7 +49,7 @@ FILE = "model.gguf"
 CONVERTER = "converter/convert_hf_to_gguf.py"  # beside llama_cpp's modules: llama.cpp's own script, of the same sources
 FLOATS = ("F32", "F16", "BF16", "F64")  # GGUF's types that are not quantized
 # Bytes of memory; fitted on Phi-3 of 0.65 to 3.8 billion parameters: the converter maps weights and holds a tensor at a time.
-CONVERTING, QUANTIZING, IMPORTED = 200_000_000, 150_000_000, 60_000_000
+CONVERTING, QUANTIZING, IMPORTED = 200_000_000, 150_000_000, 45_000_000
 VOCABULARY = 24  # bytes an entry of the vocabulary takes in the file
 BATCH = 256  # tokens of one pass
 CALIBRATION = 512  # windows of text that an importance matrix is made of, where a target names no number
@@ -92,8 +92,11 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
     """Matrices by the scheme's bits, vectors in float32, the vocabulary; a GGUF source as it is.
 
-    Running: weights are mapped, but kernels may keep them laid out otherwise in memory; and the context, and a pass's logits.
+    Running: weights in 16 bits are mapped, quantized ones kept in memory as kernels want them laid out; the context; and what an
+    evaluation keeps of a text. Measured on Phi-3 of 0.004 and 0.65 billion parameters at 0.8 to 1 of it.
     """
+    from edgebuild import samples
+
     matrices, total = sum(facts.weights.values()), sum(facts.parameters.values())
     vocabulary = VOCABULARY * (facts.vocabulary or 0)
     output = min((facts.vocabulary or 0) * (facts.hidden or 0), matrices)
@@ -101,15 +104,17 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
         artifact, making = 2 * matrices + 4 * (total - matrices) + vocabulary, CONVERTING + 8 * facts.largest
         if facts.format == "gguf":
             artifact, making = facts.bytes, IMPORTED
+        kept = artifact if facts.quantized else 0
     else:
         fits = not (facts.hidden or 0) % ROW[scheme]
         bits = BITS[scheme] if fits else FALLBACK_BITS.get(scheme, 16)
         artifact = int(((matrices - output) * bits + output * max(bits, OUTPUT_BITS)) / 8) + 4 * (total - matrices) + vocabulary
-        making = QUANTIZING + 4 * facts.largest
-    context = 4 * BATCH * (facts.layers or 0) * (facts.hidden or 0) + 8 * BATCH * (facts.vocabulary or 0)
+        making, kept = QUANTIZING + 4 * facts.largest, artifact
+    answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
+    running = IMPORTED + kept + 4 * BATCH * (facts.layers or 0) * (facts.hidden or 0) + answers
     if parameters.get("imatrix"):
-        making = max(making, IMPORTED + 2 * total + context)
-    return Estimate(artifact=artifact, making=making, running=IMPORTED + artifact + context)
+        making = max(making, running)
+    return Estimate(artifact=artifact, making=making, running=running)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
