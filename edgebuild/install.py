@@ -143,6 +143,8 @@ def _progress(line: str, seen: set[str], count: int) -> str:
         return f"{len(seen)} of {count} packages: {found[1]}"
     if found := re.match(r"\s*Downloading (?:\S*/)?([A-Za-z0-9._]+)-\S* \(([^)]+)\)", line):
         return f"{len(seen)} of {count} packages: downloads {found[1]}, {found[2]}"
+    if found := re.match(r"\s*Building wheel for ([A-Za-z0-9._-]+)", line):
+        return f"compiles {found[1]}"
     return f"installs {count} packages" if re.match(r"\s*(Installing collected packages|Prepared )", line) else ""
 
 
