@@ -163,4 +163,5 @@ def _numpy_type(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """The first line of what ONNX's tools say; the others repeat it."""
+    return reference.said(Exception((str(error).strip().splitlines() or [type(error).__name__])[0]))

@@ -394,5 +394,6 @@ def _short(value: float) -> float:
 
 
 def said(error: Exception) -> str:
-    """What a framework's exception says, on one line and cut."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """What a framework's exception says, on one line and cut; what cannot be printed, of a model's own names, as escapes."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in words)[:300]

@@ -201,7 +201,7 @@ class IrSession:
             compiled = openvino.Core().compile_model(model, "CPU", CPU)
             precision, threads = (compiled.get_property(key) for key in ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS"))
             self._request = compiled.create_infer_request()
-            # Compiling joins values that are equal, and with them their names: the model's own are those of its source.
+            # Compiling joins values that are equal, and with them their names: the model's own are its source's, and order stays.
             self.inputs: Sequence[Mapping[str, Any]] = [_described(port) for port in model.inputs]
             self._outputs = [_name(port) for port in model.outputs]
         version = openvino.__version__.partition("-")[0]
@@ -209,7 +209,7 @@ class IrSession:
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         with _openvino("run the model"):
-            found = self._request.infer(dict(feeds), share_inputs=True)
+            found = self._request.infer([feeds[one["name"]] for one in self.inputs], share_inputs=True)
             return {name: found[index] for index, name in enumerate(self._outputs)}
 
     def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -201,10 +201,8 @@ def test_an_output_that_equals_another_value_keeps_its_name(tmp_path: Path) -> N
 
 
 def test_what_openvino_cannot_read_is_one_sentence(tmp_path: Path) -> None:
-    source = save(tmp_path / "no.onnx", [helper.make_node("NoSuchOperator", ["x"], ["y"])], [], ["N", 4], ["N", 4])
-    with pytest.raises(
-        StepFailed, match=r"^OpenVINO cannot read this model: [^\n]*NoSuchOperator.* or name framework: onnxruntime$"
-    ):
+    source = save(tmp_path / "no.onnx", [helper.make_node("No\u202eSuch", ["x"], ["y"])], [], ["N", 4], ["N", 4])
+    with pytest.raises(StepFailed, match=r"^OpenVINO cannot read this model: .*No\\u202eSuch.* or name framework: onnxruntime$"):
         convert(source, tmp_path / "out")
 
 
