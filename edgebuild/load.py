@@ -43,7 +43,13 @@ _AMBIGUOUS = re.compile(
 _LANGUAGE = ("kl_mean", "same_top", "perplexity_ratio")
 _LABELLED = ("quality", "flip_rate")
 _RUNNING = ("latency_ratio", "weights_ratio", "peak_memory", "consistency")
-_LABELLED_TASKS = ("image-classification", "tabular-classification", "text-classification", "audio-classification")
+_LABELLED_TASKS = (
+    "image-classification",
+    "tabular-classification",
+    "text-classification",
+    "audio-classification",
+    "voice-activity-detection",
+)
 Path = tuple[str | int, ...]
 
 
@@ -256,6 +262,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         default=merged.get("default", True),
         source=_source(root, merged["model"]["source"]),
         sha256=merged["model"].get("sha256", ""),
+        state=merged["model"].get("state", {}),
         task=task,
         platform=platform,
         framework=merged.get("framework", "auto"),

@@ -200,7 +200,7 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
         "evaluate",
         {"model": convert.outputs["model"], **data},
         {"measurements": "measurements.json", "answers": "answers.safetensors"},
-        {**task, "role": "baseline"},
+        {**task, "role": "baseline", **(_state(target) if data else {})},
         (convert.name,),
         suffix=".baseline",
         runs=True,
@@ -282,6 +282,7 @@ def _quantize(make: _Builder, convert: Step, facts: str, parameters: Mapping[str
             "scheme": target.scheme,
             **parameters,
             "samples": target.calibration_samples if calibration else None,
+            **(_state(target) if calibration else {}),
         },
         (convert.name,),
         suffix=f".{rung}" if rung else "",
@@ -298,12 +299,21 @@ def _evaluate(make: _Builder, candidate: Step, baseline: Step, part: str, rung: 
         "evaluate",
         {"model": candidate.outputs["model"], "baseline": baseline.outputs["answers"], **data},
         {"measurements": "measurements.json"},
-        {"task": target.task, "role": "candidate", **({"part": part} if part else {})},
+        {
+            "task": target.task,
+            "role": "candidate",
+            **({"part": part} if part else {}),
+            **(_state(target) if data else {}),
+        },
         (candidate.name, baseline.name),
         suffix=f".{rung}" if rung else "",
         runs=True,
         on_demand=bool(rung),
     )
+
+
+def _state(target: Target) -> dict[str, Any]:
+    return {"state": dict(target.state)} if target.state else {}
 
 
 def _ladder(

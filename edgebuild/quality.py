@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -205,9 +205,9 @@ def _text_rows(rows: _Rows, distance: _Distance) -> str:
     ratio = math.exp(distance.nll.mean() - distance.baseline_nll.mean())
     interval = bootstrap(*_units(distance.kl))
     rows.add("kl_mean", kl, "nats/token", n, interval)
-    # Tokens are not independent, so windows are drawn; where all agree they cannot vary, and Wilson's bound still says something.
-    drawn, least = bootstrap(*_units(distance.same)), wilson(int(distance.same.sum()), n)
-    rows.add("same_top", same, "share of tokens", n, drawn and (min(drawn[0], least[0]), max(drawn[1], least[1])))
+    # Tokens are not independent, so windows are drawn.
+    bounds = _wider(bootstrap(*_units(distance.same)), wilson(int(distance.same.sum()), n))
+    rows.add("same_top", same, "share of tokens", n, bounds)
     change = bootstrap(*_units(distance.nll - distance.baseline_nll))
     rows.add("perplexity_ratio", ratio, "ratio", n, change and (math.exp(change[0]), math.exp(change[1])))
     judged, rows.judged = rows.judged, False
@@ -289,7 +289,10 @@ def _golden_text(action: Action, backend: Backend, views: list[str]) -> tuple[li
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """What a model gave for N samples: outputs [N, …] in the model's order, the predicted classes [N] where it has any."""
+    """What a model gave for N samples: outputs [N, …] in the model's order, the predicted classes [N] where it has any.
+
+    Where a sample is a sequence, outputs are [N, steps, …] and classes [N, steps].
+    """
 
     outputs: Mapping[str, NDArray[np.float32]]
     predicted: NDArray[np.int64] | None
@@ -299,12 +302,15 @@ class _Given:
 def _tensors(action: Action, backend: Backend, view: str, data: Path | None) -> tuple[list[dict[str, Any]], str]:
     role = action.params["role"]
     with _opened(action, backend, view) as session:
-        whole = samples.read(data, session.inputs) if data else samples.golden_samples(session.inputs, GOLDEN)
+        state = action.params.get("state", {})
+        whole = samples.read(data, session.inputs, state=state) if data else samples.golden_samples(session.inputs, GOLDEN)
         part = action.params.get("part", "")
         kept = samples.part(part, len(whole), samples.THIRD)
         given = whole.only(kept)
         rows = _Rows(phase="inference", of=role, data=given.origin, runtime=session.runtime, part=part)
-        made = _infer(session, given)
+        made = _infer(session, given, action.params["task"])
+    if made.predicted is not None and made.predicted.ndim > 1 and given.labels is not None and given.labels.ndim == 1:
+        made = replace(made, predicted=made.predicted[:, -1])  # a class for a sequence: what is said at its end
     labels = _labels(data.name if data else "", given, made, action.params["task"])
     if role == "baseline":
         return rows.rows, _baseline_tensors(action, rows, made, labels, len(given))
@@ -314,24 +320,28 @@ def _tensors(action: Action, backend: Backend, view: str, data: Path | None) -> 
     if labels is None:
         why = "evaluate.data holds no labels of classes" if data else "evaluate.data is not given, so there are no labels"
         rows.add("quality", None, "ratio", 0, None, reason=why)
-        _add_flips(rows, answers, made, data is not None and action.params["task"].endswith("-classification"), why)
+        _add_flips(rows, answers, made, data is not None and _tells_classes(action.params["task"]), why)
         return rows.rows, f"{summary}, {len(given):,} {'samples' if data else 'golden inputs'}"
     return rows.rows, _classes(rows, answers, made, labels)
 
 
-def _infer(session: Session, given: samples.Samples) -> _Given:
-    """Every sample through the model, one at a time wherever it takes one. Raises StepFailed."""
+def _tells_classes(task: str) -> bool:
+    return task.endswith("-classification") or task == "voice-activity-detection"
+
+
+def _infer(session: Session, given: samples.Samples, task: str) -> _Given:
+    """Every sample through the model, one at a time wherever it takes one; sequences step by step. Raises StepFailed."""
+    made = given.steps(session.infer) if given.state else ((feed, session.infer(feed)) for feed in given.feeds())
     gathered: dict[str, list[NDArray[np.float32]]] = {}
     predicted: list[NDArray[np.int64]] = []
     classes: int | None = None
     size = 0
-    for index, feed in enumerate(given.feeds()):
-        outputs = session.infer(feed)
+    for index, (_, outputs) in enumerate(made):
         if not outputs:
             raise StepFailed("the model has no outputs to compare")
         for position, (name, value) in enumerate(outputs.items()):
             per_sample = _per_sample(name, np.asarray(value), given)
-            if position == 0 and (found := _predict(per_sample)):
+            if position == 0 and (found := _predict(per_sample, _tells_classes(task))):
                 predicted.append(found[0])
                 classes = found[1]
             kept = gathered.setdefault(name, [])
@@ -342,9 +352,14 @@ def _infer(session: Session, given: samples.Samples) -> _Given:
             size += kept[-1].nbytes
         if size > MAX_ANSWERS:
             raise StepFailed(f"the outputs of {index} samples take over {MAX_ANSWERS // 2**30} GiB; give fewer samples")
-    joined = {name: np.concatenate(kept)[: len(given)] for name, kept in gathered.items()}
-    complete = predicted and sum(map(len, predicted)) >= len(given)
-    return _Given(outputs=joined, predicted=np.concatenate(predicted)[: len(given)] if complete else None, classes=classes)
+    count = len(given) * (given.length if given.state else 1)
+    joined = {name: np.concatenate(kept)[:count] for name, kept in gathered.items()}
+    classed = np.concatenate(predicted)[:count] if predicted and sum(map(len, predicted)) >= count else None
+    if given.state:
+        shape = (len(given), given.length)
+        joined = {name: array.reshape(*shape, *array.shape[1:]) for name, array in joined.items()}
+        classed = None if classed is None else classed.reshape(shape)
+    return _Given(outputs=joined, predicted=classed, classes=classes)
 
 
 def _per_sample(name: str, value: NDArray[Any], given: samples.Samples) -> NDArray[Any]:
@@ -371,11 +386,16 @@ def _finite(what: str, value: NDArray[np.float32]) -> None:
         raise StepFailed(f"{what}: {count:,} of {value.size:,} values are not finite; the model overflows or is damaged")
 
 
-def _predict(value: NDArray[Any]) -> tuple[NDArray[np.int64], int | None] | None:
-    """The class of each row: where it is largest, or the one whole number that it is; None where it is neither."""
+def _predict(value: NDArray[Any], classes: bool) -> tuple[NDArray[np.int64], int | None] | None:
+    """The class of each row: where it is largest, or the one whole number that it is; None where it is neither.
+
+    Where the task is to tell `classes`, a lone probability is of the second of two.
+    """
     rows = value.reshape(len(value), -1)
     if value.dtype.kind in "iu" and rows.shape[1] == 1:
         return rows[:, 0].astype(np.int64), None
+    if classes and value.dtype.kind == "f" and rows.shape[1] == 1 and ((rows >= 0) & (rows <= 1)).all():
+        return (rows[:, 0] >= 0.5).astype(np.int64), 2
     if value.ndim < 2 or value.shape[-1] < 2 or rows.shape[1] != value.shape[-1]:
         return None
     return rows.argmax(-1).astype(np.int64), rows.shape[1]
@@ -386,12 +406,13 @@ def _labels(name: str, given: samples.Samples, made: _Given, task: str) -> NDArr
     labels = given.labels
     if labels is None:
         return None
-    if labels.dtype.kind not in "iub" or labels.size != len(given):
-        if not task.endswith("-classification"):
+    expected = (len(given),) if made.predicted is None else made.predicted.shape
+    if labels.dtype.kind not in "iub" or labels.size != math.prod(expected):
+        if not _tells_classes(task):
             return None
         shape = list(labels.shape)
         raise StepFailed(
-            f"{name}: labels are {labels.dtype.name} {shape}, but classes are whole numbers [{len(given)}]; "
+            f"{name}: labels are {labels.dtype.name} {shape}, but classes are whole numbers {list(expected)}; "
             "labels.argmax(-1) would do for one-hot rows"
         )
     if made.predicted is None:
@@ -405,7 +426,7 @@ def _labels(name: str, given: samples.Samples, made: _Given, task: str) -> NDArr
     if low < 0 or (made.classes is not None and high >= made.classes):
         classes = "" if made.classes is None else f", but the model tells {made.classes} classes apart: 0…{made.classes - 1}"
         raise StepFailed(f"{name}: labels run from {low} to {high}{classes}")
-    return labels.reshape(-1).astype(np.int64)
+    return labels.reshape(made.predicted.shape).astype(np.int64)
 
 
 def _baseline_tensors(action: Action, rows: _Rows, made: _Given, labels: NDArray[np.int64] | None, n: int) -> str:
@@ -417,9 +438,9 @@ def _baseline_tensors(action: Action, rows: _Rows, made: _Given, labels: NDArray
     _write_answers(action.outputs["answers"], arrays, "tensors", rows.data, rows.runtime)
     if labels is None or made.predicted is None:
         return f"answers to {n:,} {'golden inputs' if rows.data.startswith('golden') else 'samples'}"
-    right = int((made.predicted == labels).sum())
-    rows.add("accuracy", right / n, "share of samples", n, wilson(right, n), compared=False)
-    return f"accuracy {100 * right / n:.1f} % of {n:,}"
+    right = made.predicted == labels
+    rows.add("accuracy", float(right.mean()), "share of samples", right.size, _share(right), compared=False)
+    return f"accuracy {100 * right.mean():.1f} % of {right.size:,}"
 
 
 def _pairs(answers: _Answers, made: _Given) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
@@ -474,23 +495,37 @@ def _add_flips(rows: _Rows, answers: _Answers, made: _Given, classes: bool, reas
     if made.predicted is None or "predicted" not in answers.held or not classes:
         rows.add("flip_rate", None, "share of samples", 0, None, reason=reason)
         return 0
-    n = len(made.predicted)
-    flips = int((made.predicted != answers["predicted"]).sum())
-    rows.add("flip_rate", flips / n, "share of samples", n, wilson(flips, n))
-    return flips
+    flips = made.predicted != answers["predicted"]
+    rows.add("flip_rate", float(flips.mean()), "share of samples", flips.size, _share(flips))
+    return int(flips.sum())
+
+
+def _share(found: NDArray[np.bool_]) -> Interval:
+    """The interval of a share. Steps of a sequence are not independent, so sequences are drawn."""
+    bounds = wilson(int(found.sum()), found.size)
+    if found.ndim == 1:
+        return bounds
+    return _wider(bootstrap(found.sum(1, dtype=np.float64), np.full(len(found), found.shape[1], np.float64)), bounds)
+
+
+def _wider(drawn: Interval, least: tuple[float, float]) -> Interval:
+    """Both intervals: where all units agree those that are drawn cannot vary, and the other one still says something."""
+    return drawn and (min(drawn[0], least[0]), max(drawn[1], least[1]))
 
 
 def _classes(rows: _Rows, answers: _Answers, made: _Given, labels: NDArray[np.int64]) -> str:
     """Accuracy of both, what the candidate keeps of it, and how many answers changed."""
     assert made.predicted is not None  # _labels has seen to it
-    n = len(labels)
+    n = labels.size
     before, after = answers["predicted"] == labels, made.predicted == labels
     baseline, candidate = int(before.sum()), int(after.sum())
-    rows.add("accuracy", candidate / n, "share of samples", n, wilson(candidate, n), compared=False)
+    rows.add("accuracy", candidate / n, "share of samples", n, _share(after), compared=False)
     kept, interval = None, None
     if baseline:
         kept = candidate / baseline
         interval = retention(int((after & ~before).sum()), int((before & ~after).sum()), n, baseline / n)
+        if labels.ndim > 1:
+            interval = _wider(bootstrap(after.sum(1, dtype=np.float64), np.maximum(before.sum(1), 1e-300)), interval)
     why = f"the baseline is right in none of {n:,} samples: are these labels this model's?"
     rows.add("quality", kept, "ratio", n, interval, reason=why)
     flips = _add_flips(rows, answers, made, True, "")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +53,8 @@ class Samples:
 
     `whole`: the inputs whose samples are a whole input each (a state, a scalar), not a row of a batch.
     `batch`: how many samples the model takes at once; 1 wherever it may be, because that is what a device runs.
+    `state`: of a model that is fed its own state, input → (the output that is fed back to it, what it is at first). Then a
+    sample is a sequence, its steps are the second axis of every array, and labels are [N], [N, steps] or None.
     """
 
     inputs: Sequence[Mapping[str, Any]]
@@ -60,9 +63,15 @@ class Samples:
     origin: str
     whole: frozenset[str] = frozenset()
     batch: int = 1
+    state: Mapping[str, tuple[str, NDArray[Any]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
+
+    @property
+    def length(self) -> int:
+        """Steps of a sequence."""
+        return int(next(iter(self.arrays.values())).shape[1])
 
     def only(self, kept: NDArray[np.intp] | None) -> Samples:
         """Some of the samples, by index; None: all."""
@@ -75,6 +84,24 @@ class Samples:
         """One feed after the other, `batch` samples each; the last one is filled up with its last sample."""
         for start in range(0, len(self), self.batch):
             yield {name: self._part(name, array, start) for name, array in self.arrays.items()}
+
+    def steps(
+        self, infer: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], Mapping[str, NDArray[Any]]]]:
+        """Each step of each sequence in turn: its feed and what `infer` made of it, outputs that are a state fed back and left out."""
+        fed = {output for output, _ in self.state.values()}
+        for sequence in range(len(self)):
+            state = {name: first for name, (_, first) in self.state.items()}
+            for step in range(self.length):
+                parts = {name: array[sequence, step] for name, array in self.arrays.items()}
+                feed = {name: np.asarray(part if name in self.whole else part[None]) for name, part in parts.items()}
+                feed |= state
+                outputs = infer(feed)
+                if missing := sorted(fed - outputs.keys()):
+                    has = ", ".join(map(shown, outputs))
+                    raise BadInput(f"model.state: the model has no output {shown(missing[0])}; its outputs: {has}")
+                state = {name: np.asarray(outputs[output]) for name, (output, _) in self.state.items()}
+                yield feed, {name: value for name, value in outputs.items() if name not in fed}
 
     def _part(self, name: str, array: NDArray[Any], start: int) -> NDArray[Any]:
         if name in self.whole:
@@ -109,14 +136,27 @@ def batches_of_one(
     return read(path, inputs, count).feeds()
 
 
-def read(path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = None) -> Samples:
-    """The samples of an `.npz`, each array read once and held against the model's inputs. Raises BadInput."""
+def read(
+    path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = None, state: Mapping[str, str] = MappingProxyType({})
+) -> Samples:
+    """The samples of an `.npz`, each array read once and held against the model's inputs; with `state` they are sequences.
+
+    Raises BadInput.
+    """
     name = path.name
+    if unknown := sorted(state.keys() - {str(one["name"]) for one in inputs}):
+        has = ", ".join(shown(str(one["name"])) for one in inputs)
+        raise BadInput(f"model.state: the model has no input {shown(unknown[0])}; its inputs: {has}")
+    first = {str(one["name"]): (state[str(one["name"])], _zeros(one)) for one in inputs if one["name"] in state}
+    inputs = [one for one in inputs if one["name"] not in state]
     wanted = [str(one["name"]) for one in inputs]
     if not wanted:
         raise BadInput("the model has no inputs to give data to")
     stored = _load(path, [*wanted, LABELS])
-    whole = {str(one["name"]) for one in inputs if _check(name, one, stored[str(one["name"])])}
+    if state:
+        _spread(name, inputs, stored)
+    flat = {key: array.reshape(-1, *array.shape[2:]) if state else array for key, array in stored.items() if key in wanted}
+    whole = {str(one["name"]) for one in inputs if _check(name, one, flat[str(one["name"])])}
     lengths = {key: len(array) for key, array in stored.items()}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{key} {length}" for key, length in sorted(lengths.items()))
@@ -130,7 +170,34 @@ def read(path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = No
     labels = cut.pop(LABELS, None)
     batch = _batch(name, inputs, whole)
     origin = digest.of_file(str(path))
-    return Samples(inputs=inputs, arrays=cut, labels=labels, origin=origin, whole=frozenset(whole), batch=batch)
+    if state and batch != 1:
+        raise BadInput(
+            f"{name}: the model takes {batch} samples at once, and a state is fed back to one alone; export it for one"
+        )
+    return Samples(inputs=inputs, arrays=cut, labels=labels, origin=origin, whole=frozenset(whole), batch=batch, state=first)
+
+
+def _zeros(one: Mapping[str, Any]) -> NDArray[Any]:
+    """What a state is before the first step: zeros, where a free dimension (the batch) is 1."""
+    return np.zeros([length if isinstance(length, int) else 1 for length in one["shape"]], dtype=np.dtype(one["dtype"]))
+
+
+def _spread(name: str, inputs: Sequence[Mapping[str, Any]], stored: dict[str, NDArray[Any]]) -> None:
+    """Hold arrays of sequences against one another: [samples, steps, …]. A scalar input may be given once for each sample."""
+    lengths = {key: array.shape[1] for key, array in stored.items() if key != LABELS and array.ndim > 1}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        each = ", ".join(f"{key} {_text(array.shape)}" for key, array in stored.items() if key != LABELS)
+        raise BadInput(
+            f"{name}: with model.state a sample is a sequence, and every array is [samples, steps, …], but here: {each}"
+        )
+    steps = next(iter(lengths.values()))
+    for one in inputs:
+        key = str(one["name"])
+        if not one["shape"] and stored[key].ndim == 1:
+            stored[key] = np.repeat(stored[key][:, None], steps, axis=1)
+        elif stored[key].ndim not in (len(one["shape"]) + 1, len(one["shape"]) + 2):
+            expected = _text(["samples", "steps", *one["shape"][1:]])
+            raise BadInput(f"{name}: {key} has the shape {_text(stored[key].shape)}, but sequences of it are {expected}")
 
 
 def _batch(name: str, inputs: Sequence[Mapping[str, Any]], whole: set[str]) -> int:

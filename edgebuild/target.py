@@ -49,6 +49,7 @@ class Target:
     default: bool
     source: str
     sha256: str
+    state: Mapping[str, str]  # input → the output that is fed back to it; samples are then sequences of steps
     task: str
     platform: Platform
     framework: str

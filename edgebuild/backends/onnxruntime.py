@@ -138,7 +138,7 @@ def _quantize(action: Action, prepared: Path, made: Path, excluded: Sequence[str
     quantize_static(
         prepared,
         made,
-        _Reader(prepared, action.inputs["calibration"], params["samples"]),
+        _Reader(prepared, action),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8 if params["activations"] == "uint8" else QuantType.QInt8,
@@ -199,7 +199,7 @@ def _tensors(model: Path, folder: Path, action: Action, prepared: Path) -> Mappi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = onnxsource.THREADS
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    seen = itertools.islice(_Reader(prepared, action.inputs["calibration"], action.params["samples"]).feeds, LOOKS)
+    seen = itertools.islice(_Reader(prepared, action).feeds, LOOKS)
     found: Mapping[str, Sequence[NDArray[Any]]] = qdq_loss_debug.collect_activations(str(opened), seen, options)
     return found
 
@@ -238,14 +238,15 @@ def open(model: Path, view: str = "") -> OnnxSession:
 
 
 class _Reader:
-    """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for."""
+    """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for; of sequences each step."""
 
-    def __init__(self, model: Path, data: Path, count: int | None) -> None:
+    def __init__(self, model: Path, action: Action) -> None:
         from edgebuild import samples
 
-        session = OnnxSession(model)
-        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = iter(samples.batches_of_one(data, session.inputs, count))
-        session.close()
+        session, params = OnnxSession(model), action.params
+        given = samples.read(action.inputs["calibration"], session.inputs, params["samples"], params.get("state", {}))
+        steps = (feed for feed, _ in given.steps(session.infer))
+        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = steps if given.state else given.feeds()
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         return next(self.feeds, None)

@@ -237,6 +237,10 @@ def _static(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]
     from edgebuild import samples
 
     session = IrSession(model)
+    if action.params.get("state"):
+        raise BadInput(
+            "model.state: OpenVINO is not calibrated on sequences; write quantize: {method: weights}, or name another framework"
+        )
     feeds = list(samples.batches_of_one(action.inputs["calibration"], session.inputs, action.params["samples"]))
     attention = _has_attention(model)
     how: dict[str, Any] = {"samples": len(feeds), "model_type": "transformer" if attention else None}
