@@ -313,10 +313,14 @@ def test_builds_beside_collections(two: tuple[Lab, Lab], tmp_path: Path, keep_la
     deadline, removed, killed = time.monotonic() + 300, 0, 0
     while any(build.poll() is None for build in builds):
         assert time.monotonic() < deadline
-        collector = start(GC, two[killed % 2].root, keep_last)
-        time.sleep(0.7)
-        collector.send_signal(signal.SIGKILL)
-        out, err = collector.communicate()
+        with start(GC, two[killed % 2].root, keep_last) as collector:
+            assert collector.stdout
+            assert collector.stderr
+            out = collector.stdout.readline()  # one collection at least, however slow the machine
+            time.sleep(0.5)
+            collector.send_signal(signal.SIGKILL)
+            out += collector.stdout.read()
+            err = collector.stderr.read()
         assert "Error" not in err, err
         removed += sum(map(int, out.split()))
         killed += 1
