@@ -399,7 +399,8 @@ def _counted(action: Action, original: Any, how: Mapping[str, Any]) -> Outcome:
         sum(path.stat().st_size for path in place.iterdir()) for place in (action.inputs["model"], action.outputs["model"])
     )
     possible = sum(op.get_type_name() in QUANTIZABLE for op in original.get_ops())
-    reached = [op for op in made.get_ops() if op.get_type_name() in QUANTIZABLE and _is_quantized(op)]
+    candidates = [op for op in made.get_ops() if op.get_type_name() in QUANTIZABLE]
+    reached = [op for op in candidates if _is_quantized(op)]
     onnxsource.check_quantized(len(reached), possible, ("Conv", "MatMul", "LSTM"), before, after)
     bits = Counter(f"int{number}" for op in reached if (number := _bits(op)))
     scheme, method = str(action.params["scheme"]), str(action.params["method"])
@@ -414,8 +415,10 @@ def _counted(action: Action, original: Any, how: Mapping[str, Any]) -> Outcome:
         "operators": len(reached),
         "quantizable": possible,
         "weights": dict(sorted(bits.items())),
+        "not_quantized": sorted(op.get_friendly_name() for op in candidates if not _is_quantized(op)),
         "bytes_before": before,
         "bytes_after": after,
+        **{key: action.params[key] for key in ("exclude", "only") if action.params[key]},
         **how,
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")

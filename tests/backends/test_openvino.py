@@ -274,6 +274,7 @@ def test_exclude(converted: Path, tmp_path: Path, names: list[str], left: int | 
 def test_exclude_by_the_names_of_the_source(tmp_path: Path) -> None:
     convert(dense(tmp_path / "model.onnx", 64, 64, 64, 64), tmp_path / "in")
     assert "2 of 3 operators" in quantize(tmp_path / "in/model", tmp_path / "out", "int8", exclude=["fc1"]).summary
+    assert report(tmp_path / "out")["not_quantized"] == report(tmp_path / "out")["exclude"] == ["fc1"]
 
 
 def test_nothing_to_quantize_and_bigger_files_fail(tmp_path: Path) -> None:

@@ -652,17 +652,18 @@ def _act(verb: str, files: Mapping[str, str], run: Callable[[Action], Any]) -> N
 
 
 def _in_worker(files: Mapping[str, str]) -> list[str]:
-    """fetch, assess and (of ONNX) convert by ONNX Runtime, in real worker processes: whatever they do, StepFailed or a result."""
+    """fetch, assess and (of ONNX) convert by each backend, in real worker processes: whatever they do, StepFailed or a result."""
     violations = []
     scratch = Path("scratch").absolute()
-    for verb in ("fetch", "assess", *(("convert",) if "model" in files and files["model"].endswith(".onnx") else ())):
+    converts = [("convert", name) for name in ("onnxruntime", "openvino") if files.get("model", "").endswith(".onnx")]
+    for verb, backend in [("fetch", ""), ("assess", ""), *converts]:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         outputs = {"fetch": ["source"], "assess": ["facts"], "convert": ["model", "report"]}[verb]
         inputs = dict(files) | ({"facts": "facts.json"} if verb == "convert" else {})
         record = {
             "verb": verb,
-            "backend": "onnxruntime",
+            "backend": backend,
             "params": {"task": "other", "reference": {}} if verb == "convert" else {},
             "root": os.getcwd(),
             "inputs": inputs,
@@ -671,9 +672,11 @@ def _in_worker(files: Mapping[str, str]) -> list[str]:
         try:
             Workers().perform(record, str(scratch), str(scratch / "log"), 2 * 2**30, 60.0)
         except StepFailed as error:
-            if "unexpected" in str(error) and verb != "convert":
-                violations.append(f"worker, {verb}: {str(error)[:300]}")
-            break
+            told = str(error).splitlines()[0]
+            if ("unexpected" in told and verb != "convert") or not told.isprintable():
+                violations.append(f"worker, {verb} {backend}: {told[:300]!r}")
+            if verb != "convert":
+                break
         except Exception as error:  # whatever it is
             violations.append(f"worker, {verb}: raised {type(error).__name__}: {str(error)[:300]}")
             break
