@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgebuild.backend import Session
+    from edgebuild.step import Action
 
 MAX_BYTES = 4 * 2**30  # of an .npz, uncompressed: everything is read into memory
 MAX_TEXT = 64 * 2**20  # bytes
@@ -129,11 +130,13 @@ def is_npz(path: Path) -> bool:
         return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-def batches_of_one(
-    path: Path, inputs: Sequence[Mapping[str, Any]], count: int | None = None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """The first `count` samples of an `.npz` (all without it) as feeds, one sample each. Raises BadInput."""
-    return read(path, inputs, count).feeds()
+def calibration(action: Action, session: Session) -> Iterator[dict[str, NDArray[Any]]]:
+    """The calibration samples of a quantize step as feeds, one sample each; of sequences each step, as `session` runs them.
+
+    Raises BadInput.
+    """
+    given = read(action.inputs["calibration"], session.inputs, action.params["samples"], action.params.get("state", {}))
+    return (feed for feed, _ in given.steps(session.infer)) if given.state else given.feeds()
 
 
 def read(

@@ -65,10 +65,10 @@ def test_what_has_no_batch_axis_is_given_whole(tmp_path: Path) -> None:
     path = save(
         tmp_path / "a.npz", audio=np.zeros((5, 7), np.float32), state=np.ones((5, 2, 1, 4), np.float32), rate=np.full(5, 16000)
     )
-    feed = next(samples.batches_of_one(path, inputs, 2))
+    feed = next(samples.read(path, inputs, 2).feeds())
     assert {name: array.shape for name, array in feed.items()} == {"audio": (1, 7), "state": (2, 1, 4), "rate": ()}
     assert all(isinstance(array, np.ndarray) for array in feed.values())
-    assert len(list(samples.batches_of_one(path, inputs, 2))) == 2
+    assert len(list(samples.read(path, inputs, 2).feeds())) == 2
 
 
 def test_a_fixed_batch_is_filled_up_with_its_last_sample(tmp_path: Path) -> None:

@@ -243,10 +243,7 @@ class _Reader:
     def __init__(self, model: Path, action: Action) -> None:
         from edgebuild import samples
 
-        session, params = OnnxSession(model), action.params
-        given = samples.read(action.inputs["calibration"], session.inputs, params["samples"], params.get("state", {}))
-        steps = (feed for feed, _ in given.steps(session.infer))
-        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = steps if given.state else given.feeds()
+        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = samples.calibration(action, OnnxSession(model))
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         return next(self.feeds, None)

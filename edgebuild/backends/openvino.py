@@ -237,11 +237,7 @@ def _static(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]
     from edgebuild import samples
 
     session = IrSession(model)
-    if action.params.get("state"):
-        raise BadInput(
-            "model.state: OpenVINO is not calibrated on sequences; write quantize: {method: weights}, or name another framework"
-        )
-    feeds = list(samples.batches_of_one(action.inputs["calibration"], session.inputs, action.params["samples"]))
+    feeds = list(samples.calibration(action, session))
     attention = _has_attention(model)
     how: dict[str, Any] = {"samples": len(feeds), "model_type": "transformer" if attention else None}
     with _openvino("quantize this model", "NNCF"):
@@ -320,8 +316,7 @@ def _weights(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any
         if params["ratio"] < 1 and "calibration" in action.inputs:
             from edgebuild import samples
 
-            inputs = IrSession(model).inputs
-            feeds = list(samples.batches_of_one(action.inputs["calibration"], inputs, params["samples"]))
+            feeds = list(samples.calibration(action, IrSession(model)))
         try:
             made = nncf.compress_weights(
                 model,

@@ -18,14 +18,14 @@ from edgebuild.backends import onnxruntime
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
-HEAD = "edgebuild: 1\nplatform: generic-cpu\nframework: onnxruntime\n"
+HEAD = "edgebuild: 1\nplatform: generic-cpu\n"
 DIGITS = ROOT / "targets" / "models" / "digits.onnx"
 
 
-def build(folder: Path, text: str, *words: str) -> "subprocess.CompletedProcess[str]":
+def build(folder: Path, text: str, *words: str, framework: str = "onnxruntime") -> "subprocess.CompletedProcess[str]":
     """`targets/one.yaml` with this text, built as far as `words` say."""
     (folder / "targets").mkdir(exist_ok=True)
-    (folder / "targets" / "one.yaml").write_text(HEAD + text)
+    (folder / "targets" / "one.yaml").write_text(f"{HEAD}framework: {framework}\n{text}")
     (folder / "dodo.py").write_text((ROOT / "dodo.py").read_text())
     return subprocess.run([str(BIN / "doit"), *words], cwd=folder, capture_output=True, text=True, timeout=600)
 
