@@ -152,9 +152,10 @@ def _check(name: str, attempt: Callable[[str, str], tuple[str, str]], versions: 
 
 def _interpreter(lock: toolchain.Lock | None, found: Mapping[str, str]) -> tuple[str, str]:
     """(the interpreter that a build would take, empty where it would have to be made; where that is, for people)."""
-    if lock is None or not lock.differences(found):
+    here = toolchain.MISSING not in found.values() if lock is None else not lock.differences(found)
+    if here:
         return sys.executable, ""
-    if environment.whole(lock.digest):
+    if lock and environment.whole(lock.digest):
         return environment.python(lock.digest), f", in its own toolchain {lock.digest[:12]}"
     return "", ""
 

@@ -35,8 +35,12 @@ class Journal:
 
                 self._display = display(self._total)
         if more:
-            self._display.more()
+            self.more()
         self._display.started(name)
+
+    def more(self) -> None:
+        """A step is to come that was not expected."""
+        self._display.more()
 
     def tell(self, name: str, what: str) -> None:
         """Something about a step that runs or waits."""

@@ -124,7 +124,7 @@ class Live:
             TimeElapsedColumn(),
         )
         self._progress = Progress(*columns, console=self._console, transient=True)
-        self._all, self._total, self._ended = self._progress.add_task("steps", total=total), total, 0
+        self._all, self._total = self._progress.add_task("steps", total=total), total
         self._running: dict[str, Any] = {}
         self._speeds = _Speeds()
         self._progress.start()
@@ -163,8 +163,7 @@ class Live:
 
     def _remove(self, name: str) -> None:
         self._progress.remove_task(self._running.pop(name))
-        self._ended += 1  # a toolchain is a step that was not counted
-        self._progress.update(self._all, completed=self._ended, total=max(self._total, self._ended))
+        self._progress.advance(self._all)
 
     def _print(self, before: str, word: str, colour: str, after: str) -> None:
         from rich.text import Text

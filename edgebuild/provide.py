@@ -24,6 +24,7 @@ OFFLINE = "EDGEBUILD_OFFLINE"
 class Watcher(Protocol):
     """Who is told how a step goes that no plan names."""
 
+    def more(self) -> None: ...
     def started(self, name: str) -> None: ...
     def doing(self, name: str, what: str) -> None: ...
     def ended(self, name: str, outcome: str, seconds: float, summary: str) -> None: ...
@@ -35,7 +36,7 @@ class Unwatched:
 
     def _nothing(self, *_: object) -> None: ...
 
-    started = doing = ended = failed = _nothing
+    more = started = doing = ended = failed = _nothing
 
 
 class Toolchains:
@@ -72,6 +73,7 @@ class Toolchains:
             if name in self._failed:
                 raise StepFailed(f"its toolchain could not be made: {name} failed")
             start = time.monotonic()
+            self._watcher.more()
             self._watcher.started(name)
             try:
                 check_online(lock)
