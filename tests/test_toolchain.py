@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from edgebuild import digest, toolchain
 from edgebuild.errors import UserError
 from edgebuild.files import locked
+from edgebuild.project import Project
 from tests.conftest import ROOT, Lab, make_lab
 from tests.wheels import OURS, Index, index, wheel
 
@@ -425,6 +427,30 @@ def test_another_lock_of_a_backend_reruns_its_steps_and_no_others(packages: Inde
     assert "version of lock: fake " in packages.run("explain", "one", cwd=fake.root).stdout
     assert outcomes_of(packages, fake)["convert:one"] == "ran"
     assert len(packages.made()) == 3
+
+
+def test_a_lock_is_in_the_keys_of_its_own_backend_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the repository's own targets: of four backends, one gets another version of a package that a second has too."""
+    shutil.copytree(ROOT / "targets", tmp_path / "targets")
+    shutil.copytree(toolchain.FOLDER, tmp_path / "locks")
+    lock = tmp_path / "locks" / "onnxruntime.txt"
+    os.chdir(tmp_path)
+
+    def recipes() -> dict[str, str]:
+        project = Project()
+        assert not project.problems
+        return {step.name: step.recipe for step in project.steps.values()}
+
+    before = recipes()
+    lock.write_text(re.sub(r"(?m)^onnx==\S+", "onnx==99.0", lock.read_text()))
+    monkeypatch.setattr(toolchain, "FOLDER", str(lock.parent))
+    shutil.rmtree(tmp_path / ".edgebuild")  # the plan that was kept is of locks elsewhere
+    after = recipes()
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert {name.split(":")[1].split(".")[0] for name in changed} == {"web-digits"}
+    assert {"convert:web-digits", "evaluate:web-digits", "package:web-digits"} <= changed
+    assert changed.isdisjoint({"fetch:web-digits", "assess:web-digits", "gate:web-digits"})
 
 
 def test_a_lock_changed_in_its_words_alone_reruns_nothing(packages: Index, fake: Lab) -> None:
