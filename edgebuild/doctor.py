@@ -152,10 +152,11 @@ def _check(name: str, attempt: Callable[[str, str], tuple[str, str]], versions: 
 
 def _interpreter(lock: toolchain.Lock | None, found: Mapping[str, str]) -> tuple[str, str]:
     """(the interpreter that a build would take, empty where it would have to be made; where that is, for people)."""
-    here = toolchain.MISSING not in found.values() if lock is None else not lock.differences(found)
-    if here:
+    if lock is None:
+        return "" if toolchain.MISSING in found.values() else sys.executable, ""
+    if not lock.differences(found):
         return sys.executable, ""
-    if lock and environment.whole(lock.digest):
+    if environment.whole(lock.digest):
         return environment.python(lock.digest), f", in its own toolchain {lock.digest[:12]}"
     return "", ""
 
