@@ -263,6 +263,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         source=_source(root, merged["model"]["source"]),
         sha256=merged["model"].get("sha256", ""),
         state=merged["model"].get("state", {}),
+        shape=merged["model"].get("shape", {}),
         task=task,
         platform=platform,
         framework=merged.get("framework", "auto"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
 from edgebuild.backend import ModelFacts, Session
-from edgebuild.errors import StepFailed
+from edgebuild.errors import BadInput, StepFailed
 from edgebuild.step import Action
 from edgebuild.units import human
 
@@ -88,6 +88,21 @@ def _names(graph: Any) -> Iterator[str]:
                 yield from _names(inner)
 
 
+def fix_shapes(model: Path, shapes: Mapping[str, Sequence[int]]) -> str:
+    """Give the inputs of a model file the sizes that a target names; → what was done. Raises BadInput where it has others."""
+    import onnx
+    from onnxruntime.tools import onnx_model_utils
+
+    changed = onnx.load(model, load_external_data=False)
+    try:
+        for name, sizes in shapes.items():
+            onnx_model_utils.make_input_shape_fixed(changed.graph, name, list(sizes))
+    except ValueError as error:
+        raise BadInput(f"model.shape: {first_line(error)}") from error
+    onnx.save(changed, model)
+    return ", ".join(f"{name} {list(sizes)}" for name, sizes in shapes.items())
+
+
 def hold(source: Path, candidate: Session) -> dict[str, Any]:
     """Both run on the same seeded inputs; the source without any graph optimisation, as an independent reading of it.
 
@@ -96,7 +111,7 @@ def hold(source: Path, candidate: Session) -> dict[str, Any]:
     from edgebuild import samples
 
     original = OnnxSession(source, optimised=False)
-    feeds = samples.golden(original.inputs, count=4)
+    feeds = samples.golden(candidate.inputs, count=4)  # whose shapes are those of the source, or fixed
     expected = original.infer(feeds)
     original.close()
     return reference.hold_outputs("the source model in ONNX Runtime without optimisations", expected, candidate.infer(feeds))

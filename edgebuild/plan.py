@@ -93,6 +93,10 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
 
 def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
     """The framework and what it quantizes how. The model is looked at only where that has a say in it."""
+    for key, given in (("model.state", target.state), ("model.shape", target.shape)):
+        if given and source.format != "onnx":
+            message = f"is for ONNX models, whose inputs have names, but this one is {source.format}; remove it"
+            raise TargetError([target.problem(key, message)])
     if target.kind not in BUNDLES:
         message = f'no bundle kind "{target.kind}"; there are: {", ".join(sorted(BUNDLES))}.{did_you_mean(target.kind, BUNDLES)}'
         raise TargetError([target.problem("package.kind", message)])
@@ -189,7 +193,11 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
         "convert",
         {**files, "facts": facts},
         {"model": "model", "report": "report.json"},
-        {**task, "reference": reference if usable else {}},
+        {
+            **task,
+            "reference": reference if usable else {},
+            **({"shape": {name: list(sizes) for name, sizes in target.shape.items()}} if target.shape else {}),
+        },
         (assess.name,),
         runs=True,
     )

@@ -50,6 +50,7 @@ class Target:
     source: str
     sha256: str
     state: Mapping[str, str]  # input → the output that is fed back to it; samples are then sequences of steps
+    shape: Mapping[str, list[int]]  # input → the sizes that the model is made for, where its own are free
     task: str
     platform: Platform
     framework: str

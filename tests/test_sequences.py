@@ -1,6 +1,8 @@
 """Models that are fed their own state: samples are sequences, in evaluation and in calibration."""
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,10 @@ from onnx import TensorProto, helper
 
 from edgebuild import quality
 from edgebuild.errors import StepFailed
+from edgebuild.project import Project
 from edgebuild.step import Action
 from tests.backends.test_onnxruntime import build, report
+from tests.conftest import TARGET, Lab
 
 STATE = {"state": "stateN"}
 
@@ -128,6 +132,43 @@ def test_what_does_not_fit_is_one_message(tmp_path: Path, changed: Any, state: d
     path = sequences(tmp_path / "data.npz", **changed)
     with pytest.raises(StepFailed, match=message):
         evaluate(tmp_path, path, 0.0, state=state)
+
+
+# -- fixed sizes ----------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["onnxruntime", "openvino"])
+def test_a_model_is_made_for_the_sizes_that_it_needs(tmp_path: Path, framework: str) -> None:
+    """As speech models do, it reflects 64 values: made-up inputs of 16 are too short for it."""
+    value = helper.make_tensor_value_info
+    pads = onnx.numpy_helper.from_array(np.array([0, 0, 0, 64]), "pads")
+    nodes = [helper.make_node("Pad", ["x", "pads"], ["y"], mode="reflect")]
+    free = [value(name, TensorProto.FLOAT, ["batch", f"{name}_length"]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "reflects", free[:1], free[1:], [pads])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
+
+    def convert(shape: str) -> "subprocess.CompletedProcess[str]":
+        text = f"model: {{source: model.onnx, task: other{shape}}}\nquantize: {{scheme: none}}\n"
+        return build(tmp_path, text, "convert:one", framework=framework)
+
+    assert convert("").returncode == 1
+    made = convert(", shape: {x: [1, 576]}")
+    assert made.returncode == 0, made.stdout + made.stderr
+    wrong = convert(", shape: {x: [1, 2, 3]}")
+    assert wrong.returncode == 1
+    assert "Traceback" not in wrong.stderr
+    if framework == "onnxruntime":
+        assert "made for x [1, 576]" in made.stdout
+        assert "model.shape: Rank mismatch" in wrong.stderr
+
+
+def test_only_inputs_with_names_have_a_state_or_a_shape(lab: Lab) -> None:
+    for key, message in (
+        ("state: {h: hn}", "model.state: is for ONNX models"),
+        ("shape: {h: [1]}", "model.shape: is for ONNX models"),
+    ):
+        (lab.root / "targets" / "one.yaml").write_text(TARGET.replace("task:", f"{key}, task:"))
+        os.chdir(lab.root)
+        assert message in Project().problems["one"]
 
 
 # -- through the frameworks -------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     else:
         onnxsource.copy(action, facts, folder)
         done = f"opset {opsets['source']}"
+    if shapes := action.params.get("shape"):
+        done += f", made for {onnxsource.fix_shapes(folder / 'model.onnx', shapes)}"
     report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / "model.onnx")), "opset": opsets}
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     return Outcome(summary=f"{done}, same outputs as its source")

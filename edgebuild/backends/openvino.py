@@ -140,6 +140,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         from openvino._offline_transformations import apply_moc_transformations
 
         model = openvino.Core().read_model(readable)
+        if shapes := action.params.get("shape"):
+            model.reshape(dict(shapes))
         apply_moc_transformations(model, cf=False, smart_reshape=True)  # all that openvino.convert_model does, without telemetry
     _save(model, folder, onnxsource.names(readable))
     del model
