@@ -46,6 +46,7 @@ class Toolchains:
         self._command, self._watcher, self._beside = command, watcher, beside
         self._one = threading.Lock()  # at a time: the second to need it waits for the first
         self._failed: set[str] = set()
+        self._locks: dict[str, Lock] = {}
 
     @contextmanager
     def interpreter(self, label: str) -> Iterator[str]:
@@ -56,7 +57,8 @@ class Toolchains:
         if not label:
             yield sys.executable
             return
-        lock = _lock(label)
+        lock = self._locks.get(label) or _lock(label)
+        self._locks[label] = lock
         self._ensure(lock)
         with environment.lock(lock.digest, lambda: None, alone=False):
             if not environment.whole(lock.digest):
