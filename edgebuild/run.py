@@ -326,19 +326,17 @@ class Builder:
             return False
 
     def _refuse(self, step: Step) -> None:
-        """A step stops the target: what an earlier build delivered goes, candidates stay, the evidence says why."""
+        """A step stops the target: what an earlier build made behind it and delivered goes, the evidence says why."""
         behind = self.project.behind(step)
         for other in behind:
-            if other.verb in ("package", "build"):
-                withdraw(self.project, other.receipt, *other.outputs.values())
+            withdraw(self.project, other.receipt, *other.outputs.values())
         build = behind[-1]
-        earlier = {path for other in behind for path in (other.receipt, *other.outputs.values())}  # of another day's inputs
         action = {
             "verb": "build",
             "backend": "",
             "params": self.project.recipes[build.recipe]["params"],
             "root": os.getcwd(),
-            "inputs": {role: path for role, path in build.inputs.items() if path not in earlier and os.path.exists(path)},
+            "inputs": {role: path for role, path in build.inputs.items() if os.path.exists(path)},
         }
         from edgebuild.worker import perform
 

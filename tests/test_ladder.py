@@ -286,6 +286,7 @@ def test_where_none_holds_the_build_says_so_and_delivers_nothing(data: Lab) -> N
     assert outcomes["choose:one"] == "failed"
     assert outcomes["evaluate:one"] == outcomes["build:one"] == "blocked"
     assert not list((data.root / "dist").iterdir())
+    assert not (data.root / "build" / "one" / "gate" / "verdicts.json").exists()  # an earlier build's
     found = evidence(data)
     assert "leave this model unquantized" in found["bundle"]["reason"]
     assert [row["held"] for row in found["quantization"]["rungs"]] == [False, None, False]
