@@ -106,7 +106,7 @@ def objects_under_a_temporary_name() -> None:
 def workers_die_with_their_parent() -> None:
     """Workers that hear of nothing, and take their time."""
     start = subprocess.Popen
-    worker = "import sys, time; from edgebuild import worker; worker._die_with_parent = lambda: None; worker.main(sys.argv[1]); time.sleep(3)"
+    worker = "import sys, time; from edgebuild import worker; worker._die_with_parent = worker._ask_for_death = lambda: None; worker.main(sys.argv[1]); time.sleep(3)"
 
     def popen(words: list[str], *rest: Any, **named: Any) -> Any:
         alone = words[1:3] == ["-m", "edgebuild.worker"]
