@@ -58,8 +58,7 @@ def fetch(repository: str, commit: str, path: str, what: Download, out: Path) ->
             snapshot_download(
                 repository,
                 revision=commit,
-                allow_patterns=[path] if path else list(WANTED),
-                ignore_patterns=None if path else ["*/*"],
+                **_patterns(path),
                 tqdm_class=_bar(what.moved),
             )
         )
@@ -74,6 +73,13 @@ def fetch(repository: str, commit: str, path: str, what: Download, out: Path) ->
         (out / name).symlink_to(_blob(snapshot / name))
 
 
+def _patterns(path: str) -> dict[str, Any]:
+    """Which files of a repository are a model, as huggingface_hub asks for them: one alone, or those WANTED at its top."""
+    if path:
+        return {"allow_patterns": [path], "ignore_patterns": None}
+    return {"allow_patterns": list(WANTED), "ignore_patterns": ["*/*"]}
+
+
 def cached(repository: str, commit: str, path: str = "") -> dict[str, Path]:
     """role → path of the model's files as the cache has them, of `path` alone where it is given; nobody is asked. Empty: not there."""
     from huggingface_hub import errors, snapshot_download
@@ -83,8 +89,7 @@ def cached(repository: str, commit: str, path: str = "") -> dict[str, Path]:
             snapshot_download(
                 repository,
                 revision=commit,
-                allow_patterns=[path] if path else list(WANTED),
-                ignore_patterns=None if path else ["*/*"],
+                **_patterns(path),
                 local_files_only=True,
             )
         )
