@@ -79,8 +79,8 @@ def _repository(named: Source) -> ModelFacts:
 
 
 def _takes(name: str, backend: Backend, facts: ModelFacts, available: int) -> Takes:
-    if facts.format not in backend.FORMATS:
-        return Takes(backend=name, refused=f"it takes {' and '.join(backend.FORMATS)}, and this is {facts.format}")
+    if facts.format not in backend.NEEDS:
+        return Takes(backend=name, refused=f"it takes {' and '.join(backend.NEEDS)}, and this is {facts.format}")
     if reason := backend.refuse(facts, {}):
         return Takes(backend=name, refused=reason)
     return Takes(backend=name, refused="", sizes=tuple(_sizes(backend, facts, available)))

@@ -59,6 +59,14 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a backend runs with: the name of the lock, and the distributions of it whose versions are in every key."""
+
+    lock: str
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
     """A recipe of a ladder: the quantize parameters that it sets. It makes sense for a model that has one of `operators`, or any if empty."""
 
@@ -93,12 +101,8 @@ class Backend(Protocol):
     """A module; mypy holds its names against these. They are read only, hence properties."""
 
     @property
-    def PACKAGES(self) -> Sequence[str]:
-        """Distributions whose installed versions are in every key."""
-
-    @property
-    def FORMATS(self) -> Sequence[str]:
-        """Source formats that it takes."""
+    def NEEDS(self) -> Mapping[str, Needs]:
+        """Source formats that it takes → what every step of such a model runs with."""
 
     @property
     def SCHEMES(self) -> Mapping[str, Sequence[str]]:

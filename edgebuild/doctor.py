@@ -1,6 +1,7 @@
 """`edgebuild doctor`: what edgebuild has to work with here, each backend tried in a worker; for people, or JSON (schemas/doctor.json)."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from edgebuild import __version__, environment, machine, resources, toolchain
 from edgebuild.accelerators import Accelerators, accelerators
+from edgebuild.backend import Needs
 from edgebuild.backends import BACKENDS
 from edgebuild.errors import FAILED, OK, StepFailed
 from edgebuild.process import Workers
@@ -35,7 +37,7 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
-    """A backend: `works`, `broken` (installed, and its smoke failed) or `not installed`; and what was run, or what to do.
+    """A backend, or one of its toolchains: `works`, `broken` (installed, and its smoke failed) or `not installed`; and what was run, or what to do.
 
     `python`: the interpreter that it was tried in, this one or that of its toolchain; empty where there is none.
     """
@@ -86,11 +88,9 @@ def examine(store: str, perform: Perform | None = None, versions: Versions = too
     store_place, temporary = _place(store), _place(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix="edgebuild-doctor-") as scratch, contextlib.chdir(scratch):
         attempt = _smoke(perform or Workers().perform, scratch)
-        backends = tuple(_check(name, attempt, versions) for name in sorted(BACKENDS) if name != "fake")
+        backends = tuple(_check(name, needs, attempt, versions) for name, needs in _needs())
         try:
-            network = attempt("fake", sys.executable)[
-                1
-            ]  # its smoke needs nothing: the worker tells how it is kept from the network
+            network = attempt("fake", "", sys.executable)[1]  # it needs nothing; the worker tells how it is kept from the network
         except StepFailed as error:
             network = f"unavailable: {error}"
     return Report(
@@ -109,11 +109,17 @@ def examine(store: str, perform: Perform | None = None, versions: Versions = too
     )
 
 
-def _smoke(perform: Perform, scratch: str) -> Callable[[str, str], tuple[str, str]]:
-    """→ a function: a backend's name, an interpreter → (what its smoke says, the worker's network). That raises StepFailed."""
+def _needs() -> list[tuple[str, Needs]]:
+    """(backend, what it needs), by the name of the lock: a backend has one toolchain, or several for sources of several formats."""
+    found = {(name, needs) for name, backend in BACKENDS.items() if name != "fake" for needs in backend.NEEDS.values()}
+    return sorted(found, key=lambda one: one[1].lock)
 
-    def attempt(name: str, python: str) -> tuple[str, str]:
-        folder = os.path.join(scratch, name)
+
+def _smoke(perform: Perform, scratch: str) -> Callable[[str, str, str], tuple[str, str]]:
+    """→ a function: a backend's name, its lock's, an interpreter → (what its smoke says, the worker's network). That raises StepFailed."""
+
+    def attempt(name: str, lock: str, python: str) -> tuple[str, str]:
+        folder = os.path.join(scratch, lock or name)
         os.mkdir(folder)
         record = {
             "name": f"smoke:{name}",
@@ -130,24 +136,32 @@ def _smoke(perform: Perform, scratch: str) -> Callable[[str, str], tuple[str, st
     return attempt
 
 
-def _check(name: str, attempt: Callable[[str, str], tuple[str, str]], versions: Versions) -> Checked:
-    lock, wanted = toolchain.read(name), tuple(BACKENDS[name].PACKAGES)
-    found = versions(wanted)
+def _check(backend: str, needs: Needs, attempt: Callable[[str, str, str], tuple[str, str]], versions: Versions) -> Checked:
+    name, wanted = needs.lock, needs.packages
+    lock, found = toolchain.read(name), versions(wanted)
     packages = tuple(Package(name=one, found=found[one], pinned=_pinned(lock, one)) for one in wanted)
     python, where = _interpreter(lock, found)
     install = f"run: edgebuild toolchain install {name}"
+    by_pip = f" (or: pip install 'edgebuild[{name}]')" if name in _extras() else ""
     if not python:
         missing = [one for one in wanted if found[one] == toolchain.MISSING]
         others = lock.differences({one: found[one] for one in wanted if one not in missing}) if lock else []
         why = "; ".join(filter(None, [f"{', '.join(missing)} missing" if missing else "", ", ".join(others)]))
-        message = f"{why}; the first build that needs it makes its toolchain, or {install} (or: pip install 'edgebuild[{name}]')"
+        message = f"{why}; the first build that needs it makes its toolchain, or {install}{by_pip}"
         return Checked(name=name, state=NOT_INSTALLED, message=message, python="", packages=packages)
     try:
-        return Checked(name=name, state=WORKS, message=attempt(name, python)[0] + where, python=python, packages=packages)
+        return Checked(
+            name=name, state=WORKS, message=attempt(backend, name, python)[0] + where, python=python, packages=packages
+        )
     except StepFailed as error:
-        mend = install if where else f"run: pip install --force-reinstall 'edgebuild[{name}]'"
+        mend = install if where or not by_pip else f"run: pip install --force-reinstall 'edgebuild[{name}]'"
         message = f"{str(error).splitlines()[0]}{where}; {mend}"
         return Checked(name=name, state=BROKEN, message=message, python=python, packages=packages)
+
+
+def _extras() -> list[str]:
+    """What may stand in `edgebuild[…]`; a toolchain that has versions which no resolver accepts has no extra."""
+    return importlib.metadata.metadata("edgebuild").get_all("Provides-Extra") or []
 
 
 def _interpreter(lock: toolchain.Lock | None, found: Mapping[str, str]) -> tuple[str, str]:

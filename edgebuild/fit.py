@@ -163,8 +163,8 @@ def _too_large(wanted: Wanted, backend: Backend, scheme: str, parameters: Mappin
 # -- one framework ------------------------------------------------------------------------------------------------------
 def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Preferences) -> tuple[str, Recipes]:
     """(scheme, recipes) of what this framework makes of the model. Raises Misfit for what it lacks."""
-    if wanted.format not in backend.FORMATS:
-        takes = " and ".join(backend.FORMATS)
+    if wanted.format not in backend.NEEDS:
+        takes = " and ".join(backend.NEEDS)
         message = f"{name} takes a source of format {takes}, but this one is {wanted.format}"
         raise Misfit("model.source", message, "name another framework or give another source")
     if reason := wanted.kind_refuses(name):

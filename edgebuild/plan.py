@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgebuild import digest, ladder
-from edgebuild.backend import ModelFacts
+from edgebuild.backend import ModelFacts, Needs
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import TargetError, did_you_mean, shown
@@ -42,7 +42,7 @@ DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "
 class Surroundings:
     """What a plan depends on beside its targets, found by `project`: versions, machine, code, files."""
 
-    toolchain: Callable[[str, tuple[str, ...]], Versions]  # a backend and the packages that it names → the versions it runs with
+    toolchain: Callable[[Needs], Versions]  # what a backend needs → the versions that it runs with
     isa: str
     machine: Mapping[str, str]
     code: Callable[[str], str]  # module → digest of its text
@@ -77,7 +77,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
             )
     fit = _fit(target, source, around)
     target = replace(target, scheme=fit.scheme)
-    steps = _steps(_Builder(plan, target, fit.choice, around), source, fit.recipes, strict)
+    steps = _steps(_Builder(plan, target, fit.choice, around, source.format), source, fit.recipes, strict)
     if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
@@ -131,9 +131,11 @@ def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
 class _Builder:
     """Makes one target's steps: fills in recipes and paths."""
 
-    def __init__(self, plan: Plan, target: Target, choice: Choice, around: Surroundings) -> None:
+    def __init__(self, plan: Plan, target: Target, choice: Choice, around: Surroundings, format: str) -> None:
         self.target, self.choice, self.around, self.plan = target, choice, around, plan
-        self.versions = around.toolchain(choice.framework, tuple(BACKENDS[choice.framework].PACKAGES))
+        needs = BACKENDS[choice.framework].NEEDS[format]
+        self.versions = around.toolchain(needs)
+        self.toolchain = dict(self.versions(needs.packages))
 
     def step(
         self,
@@ -158,7 +160,7 @@ class _Builder:
         if runs:
             modules += [f"backends.{self.choice.framework}", *READERS.get(self.choice.framework, ())]
             components["backend"] = self.choice.framework
-            components["toolchain"] = dict(self.versions(tuple(BACKENDS[self.choice.framework].PACKAGES)))
+            components["toolchain"] = self.toolchain
             components["isa"] = self.around.isa
             components["environment"] = ENVIRONMENT
         if measures:
@@ -268,7 +270,7 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
             "source": target.source.partition("?")[0],  # what stands behind it in an address may be a token
             "platform": target.platform.name,
             "choice": make.choice.to_json(),
-            "toolchain": dict(make.versions(tuple(BACKENDS[make.choice.framework].PACKAGES))),
+            "toolchain": make.toolchain,
             "isa": around.isa,
         },
         tuple(step.name for step in steps),

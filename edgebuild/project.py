@@ -18,7 +18,7 @@ from edgebuild.step import Step
 from edgebuild.store import Store
 
 if TYPE_CHECKING:
-    from edgebuild.backend import ModelFacts
+    from edgebuild.backend import ModelFacts, Needs
     from edgebuild.errors import TargetError
     from edgebuild.plan import Surroundings
     from edgebuild.source import Found
@@ -210,19 +210,19 @@ class _Seen:
             facts=self._facts,
         )
 
-    def _toolchain(self, backend: str, packages: tuple[str, ...]) -> "Versions":
-        """Of this interpreter, where it has the backend's own packages as its lock names them; else of the lock's environment.
+    def _toolchain(self, needs: "Needs") -> "Versions":
+        """Of this interpreter, where it has the packages that the backend names as its lock names them; else of the lock's environment.
 
         Whether that is there makes no difference: a build makes it.
         """
         from edgebuild import toolchain
 
-        if backend not in self._toolchains:
-            self.guard(toolchain.file(backend))
-            lock = toolchain.read(backend)
-            here = lock is None or not lock.differences(self._versions(packages))
-            self._toolchains[backend] = self._versions if lock is None or here else lock.versions
-        return self._toolchains[backend]
+        if needs.lock not in self._toolchains:
+            self.guard(toolchain.file(needs.lock))
+            lock = toolchain.read(needs.lock)
+            here = lock is None or not lock.differences(self._versions(needs.packages))
+            self._toolchains[needs.lock] = self._versions if lock is None or here else lock.versions
+        return self._toolchains[needs.lock]
 
     def _versions(self, packages: tuple[str, ...]) -> Mapping[str, str]:
         from edgebuild import toolchain

@@ -14,7 +14,7 @@ import pytest
 from edgebuild import load
 from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.assessment import look
-from edgebuild.backend import Backend, Estimate, ModelFacts
+from edgebuild.backend import Backend, Estimate, ModelFacts, Needs
 from edgebuild.backends import BACKENDS, mlx
 from edgebuild.fit import Fit, Misfit, Wanted, choose
 from edgebuild.project import Project
@@ -43,7 +43,7 @@ PLATFORMS = {
 def stand_in(formats: tuple[str, ...], schemes: Mapping[str, tuple[str, ...]], size: int = 1000, refuses: str = "") -> Backend:
     """A backend for what `fit` asks of one; the frameworks themselves have tests of their own."""
     found = SimpleNamespace(
-        FORMATS=formats,
+        NEEDS=dict.fromkeys(formats, Needs(lock="", packages=())),
         SCHEMES=schemes,
         parameters=lambda scheme, quantize, calibrated: dict(quantize),
         refuse=lambda facts, parameters: refuses,

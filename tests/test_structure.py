@@ -60,11 +60,13 @@ def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
             assert f"edgebuild.{module}" in graph.modules
 
 
-@pytest.mark.parametrize("name", toolchain.names())
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("name", sorted(set(toolchain.names()) & set(EXTRAS)))
 def test_extras_pin_what_the_locks_pin(name: str) -> None:
     """On every platform, and every package that the backend names: what pip installs by the extra, the lock takes for its own."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extra = [Requirement(line) for line in project["optional-dependencies"][name]]
+    extra = [Requirement(line) for line in EXTRAS[name]]
     text = Path(toolchain.file(name)).read_text()
     locked = {(toolchain.normalized(one), version) for one, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE)}
     assert extra
@@ -72,7 +74,9 @@ def test_extras_pin_what_the_locks_pin(name: str) -> None:
     lock = toolchain.read(name)
     assert lock is not None
     here = {toolchain.normalized(one.name): str(one.specifier) for one in extra if one.marker is None or one.marker.evaluate()}
-    for package in BACKENDS[name].PACKAGES if name in BACKENDS else ():
+    for package in {
+        one for backend in BACKENDS.values() for needs in backend.NEEDS.values() if needs.lock == name for one in needs.packages
+    }:
         assert here[toolchain.normalized(package)] == f"=={lock.pinned(package)}", package
     assert lock.imports
     assert text.count("--hash=sha256:") > len(locked)
@@ -80,11 +84,10 @@ def test_extras_pin_what_the_locks_pin(name: str) -> None:
 
 def test_what_one_environment_holds_agrees() -> None:
     """`[all]` is one environment: of a package that several of its extras name, they name one version."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (everything,) = (Requirement(line) for line in extras["all"])
+    (everything,) = (Requirement(line) for line in EXTRAS["all"])
     versions: dict[str, set[str]] = {}
     for name in everything.extras:
-        for line in extras[name]:
+        for line in EXTRAS[name]:
             versions.setdefault(toolchain.normalized(Requirement(line).name), set()).add(str(Requirement(line).specifier))
     assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
@@ -92,7 +95,8 @@ def test_what_one_environment_holds_agrees() -> None:
 def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
     """A worker in a toolchain's environment has nothing but what the lock names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {name for name in BACKENDS if name != "fake"} <= set(toolchain.names()) <= set(project["optional-dependencies"])
+    locks = {needs.lock for name, backend in BACKENDS.items() if name != "fake" for needs in backend.NEEDS.values()}
+    assert locks <= set(toolchain.names())
     for name in toolchain.names():
         lock = toolchain.read(name)
         assert lock is not None

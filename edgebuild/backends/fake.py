@@ -17,15 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PACKAGES = ("edgebuild-fake-framework",)
-FORMATS = ("gguf",)
+NEEDS: Mapping[str, Needs] = {"gguf": Needs(lock="fake", packages=("edgebuild-fake-framework",))}
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("group_size", "method"), "int4": ("group_size", "method")}
 LADDER: Mapping[str, Rung] = {
     "coarse": Rung(sets={"noise": 0.5}),
@@ -152,7 +151,7 @@ def _spill(*folders: Path) -> None:
 
 def _version() -> str:
     try:
-        return importlib.metadata.version(PACKAGES[0])
+        return importlib.metadata.version(NEEDS["gguf"].packages[0])
     except importlib.metadata.PackageNotFoundError:
         return "missing"
 

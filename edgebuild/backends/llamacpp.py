@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
-from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.importance import Importance
@@ -35,8 +35,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PACKAGES = ("llama-cpp-python", "torch", "transformers", "tokenizers", "sentencepiece", "protobuf", "numpy")
-FORMATS = ("huggingface", "gguf")
+NEEDS: Mapping[str, Needs] = dict.fromkeys(
+    ("huggingface", "gguf"),
+    Needs(
+        lock="llamacpp",
+        packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "sentencepiece", "protobuf", "numpy"),
+    ),
+)
 # Bits an element that a scheme takes on the average of a language model, without its output matrix; measured.
 BITS = {"q4_0": 4.5, "q4_k_m": 4.9, "q5_k_m": 5.68, "q6_k": 6.5625, "q8_0": 8.5}
 OUTPUT_BITS = 6.5625  # of the output matrix, where a scheme has fewer

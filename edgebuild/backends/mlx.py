@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
-from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import EdgebuildError, StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LINUX = sys.platform == "linux"
-PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
-FORMATS = ("huggingface",)
+_PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
+NEEDS: Mapping[str, Needs] = {"huggingface": Needs(lock="mlx", packages=_PACKAGES)}
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size",))
 LADDER: Mapping[str, Rung] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource
-from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import BadInput, StepFailed, did_you_mean
 from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import Action, Outcome
@@ -23,8 +23,9 @@ from edgebuild.units import human
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PACKAGES = ("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
-FORMATS = ("onnx",)
+NEEDS: Mapping[str, Needs] = {
+    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes"))
+}
 SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
 _MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 # From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or

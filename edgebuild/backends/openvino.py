@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource, reference
-from edgebuild.backend import Estimate, ModelFacts, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")
-FORMATS = ("onnx",)
+NEEDS: Mapping[str, Needs] = {
+    "onnx": Needs(lock="openvino", packages=("openvino", "nncf", "onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes"))
+}
 SCHEMES: Mapping[str, Sequence[str]] = {
     "int8": ("method", "symmetric", "exclude", "max_drop"),
     "int4": ("group_size", "symmetric", "ratio", "exclude"),

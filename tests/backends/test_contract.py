@@ -51,7 +51,7 @@ def source(name: str, folder: Path) -> dict[str, Path]:
         write_model(folder / "model.gguf", "hello")
         return {"model": folder / "model.gguf"}
     models = ROOT / "targets" / "models"
-    if "onnx" in BACKENDS[name].FORMATS:
+    if "onnx" in BACKENDS[name].NEEDS:
         return {"model": models / "digits.onnx"}
     return {f"model/{path.name}": path for path in (models / "tiny-phi3").iterdir()}
 
@@ -162,9 +162,10 @@ def test_estimates_grow_with_the_model(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_packages_are_pinned_by_the_lock_and_named_in_the_readme(name: str) -> None:
-    lock = (Path(shipped.PACKAGE) / "locks" / f"{name}.txt").read_text(encoding="utf-8")
-    locked = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
-    assert {package.replace("_", "-") for package in BACKENDS[name].PACKAGES} <= locked
+    for needs in BACKENDS[name].NEEDS.values():
+        lock = (Path(shipped.PACKAGE) / "locks" / f"{needs.lock}.txt").read_text(encoding="utf-8")
+        locked = set(re.findall(r"^([a-z0-9._-]+)==", lock, re.MULTILINE))
+        assert {package.replace("_", "-") for package in needs.packages} <= locked
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
     assert any(all(scheme in row for scheme in BACKENDS[name].SCHEMES) for row in rows)
@@ -172,4 +173,5 @@ def test_packages_are_pinned_by_the_lock_and_named_in_the_readme(name: str) -> N
 
 @pytest.mark.parametrize("name", RUN_REAL)
 def test_smoke(name: str) -> None:
-    assert BACKENDS[name].PACKAGES[0].partition("-")[0] in BACKENDS[name].smoke()
+    first = next(iter(BACKENDS[name].NEEDS.values())).packages[0]
+    assert first.partition("-")[0] in BACKENDS[name].smoke()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebuild import bundle
-from edgebuild.backend import Backend, Session
+from edgebuild.backend import Backend, Needs, Session
 from edgebuild.bundles import BUNDLES
 from edgebuild.step import Action, Outcome
 
@@ -64,7 +64,7 @@ class Counting(Doubling):
 class Stub:
     """A backend whose artifacts all open as one session."""
 
-    PACKAGES = FORMATS = ()
+    NEEDS: Mapping[str, Needs] = {}
     SCHEMES: Mapping[str, Sequence[str]] = {}
     VIEWS: Mapping[str, str] = {"native": "as it is"}
 
