@@ -446,10 +446,17 @@ def _target(word: str) -> "tuple[Project, str]":
 
 # -- everything else ----------------------------------------------------------------------------------------------------
 def _nothing_to_do(strict: bool, start: float) -> bool:
-    """Whether all is fresh and nothing that says so has moved; then says it, as a run through doit would."""
+    """Whether all is fresh, and nothing that says so has moved or holds something else; then says it, as a run through doit would."""
     from edgebuild.noop import identity, recall
 
-    steps = recall(identity(strict=strict))
+    who = identity(strict=strict)
+    steps = recall(who)
+    if steps is None:
+        from edgebuild.memo import MEMO, Memo
+
+        memo = Memo(MEMO)
+        steps = recall(who, memo.holds)
+        memo.save()  # what was hashed is not hashed again, whatever follows
     if steps is None:
         return False
     from edgebuild.journal import write_last_run

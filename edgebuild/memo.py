@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 from edgebuild import digest
 from edgebuild.files import sealed, unsealed, write_whole
-from edgebuild.noop import racy
+from edgebuild.noop import STATE, Signature, racy
 from edgebuild.step import SOURCES
 
+MEMO = f"{STATE}/memo.json"
 LIMIT = 200_000  # entries; beyond it those that this run did not use are dropped
 
 
@@ -117,6 +118,12 @@ class Memo:
         except (LookupError, TypeError):
             pass  # an entry of another shape is no entry
         return None
+
+    def holds(self, path: str, was: Signature) -> bool:
+        """Whether a file holds what it held when its signature was this; False where that is not known."""
+        found = os.stat(path)
+        entry = self._known.get(f"{found.st_dev}:{found.st_ino}")
+        return entry is not None and entry[:3] == was[:3] and self._file(path, found) == entry[3]
 
     def save(self) -> None:
         """Write the memo whole (no fsync: a torn one is a miss). A memo that cannot be written costs time only."""

@@ -1,19 +1,23 @@
 """A no-op, answered by stats alone: the verdict that all is fresh, remembered with the signature of every path behind it.
 
+A file that was touched and holds what it held is no reason to plan anew: then its content answers in its stat's place.
+
 Imports next to nothing, because what it imports is most of what a no-op costs.
 """
 
 import json
 import os
+import stat
 import sys
 import time
+from collections.abc import Callable
 
 from edgebuild import __version__, machine, shipped
-from edgebuild.files import unsealed
+from edgebuild.files import sealed, unsealed, write_whole
 
 STATE = ".edgebuild"
 NOTE = f"{STATE}/noop.json"
-Signature = list[int]  # mtime_ns, ctime_ns, size, inode
+Signature = list[int]  # mtime_ns, ctime_ns, size, inode, mode
 
 
 def signature(path: str) -> Signature | None:
@@ -22,12 +26,7 @@ def signature(path: str) -> Signature | None:
         found = os.stat(path)
     except OSError:
         return None
-    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino]
-
-
-def moved(seen: dict[str, Signature | None]) -> bool:
-    """Whether any of these paths was touched since its signature was taken."""
-    return any(signature(path) != found for path, found in seen.items())
+    return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode]
 
 
 def racy(found: Signature) -> bool:
@@ -44,13 +43,36 @@ def identity(version: str | None = None, strict: bool = False) -> list[object]:
     return [__version__, shipped.PACKAGE, sys.version, sys.prefix, machine.boot(), version, strict]
 
 
-def recall(who: list[object]) -> list[str] | None:
-    """The names of the steps, all of them fresh, where nothing that this was read from has moved; else None."""
+def recall(who: list[object], holds: Callable[[str, Signature], bool] | None = None) -> list[str] | None:
+    """The names of the steps, all of them fresh, where nothing that this was read from has moved; else None.
+
+    `holds` is asked of each file that was only touched, with the signature that it had: whether it holds what it held then.
+    """
     try:
         with open(NOTE, "rb") as file:
             note = json.loads(unsealed(file.read()))
-        if note["identity"] == who and not moved(note["seen"]):
-            return [str(name) for name in note["steps"]]
+        if note["identity"] != who:
+            return None
+        seen: dict[str, Signature | None] = note["seen"]
+        touched = {path: found for path, was in seen.items() if (found := signature(path)) != was}
+        if touched and not (holds and _all_hold(seen, touched, holds)):
+            return None
+        if touched and not any(racy(found) for found in touched.values() if found):
+            write_whole(NOTE, sealed(json.dumps({**note, "seen": seen | touched}, separators=(",", ":")).encode()))
+        return [str(name) for name in note["steps"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return None
+        return None
+
+
+def _all_hold(
+    seen: dict[str, Signature | None], touched: dict[str, Signature | None], holds: Callable[[str, Signature], bool]
+) -> bool:
+    """Whether each is the same file as before, of the same size and mode, and holds the same. Raises OSError."""
+    pairs = [(path, seen[path], found) for path, found in touched.items()]
+    alike = [was is not None and found is not None and was[2:] == found[2:] and _plain(path) for path, was, found in pairs]
+    return all(alike) and all(was is not None and holds(path, was) and signature(path) == found for path, was, found in pairs)
+
+
+def _plain(path: str) -> bool:
+    """Whether it is a regular file, not a folder, whose entries decide, nor a link."""
+    return stat.S_ISREG(os.lstat(path).st_mode)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import digest, machine, shipped
 from edgebuild.files import sealed, unsealed, write_whole
-from edgebuild.memo import Memo
+from edgebuild.memo import MEMO, Memo
 from edgebuild.noop import STATE, Signature, identity, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
@@ -31,7 +31,7 @@ class Project:
 
     def __init__(self, version: str | None = None, strict: bool = False) -> None:
         self.version, self.strict = version, strict
-        self.memo = Memo(f"{STATE}/memo.json")
+        self.memo = Memo(MEMO)
         self.store = Store(os.environ.get("EDGEBUILD_STORE") or STATE, self.memo)
         self.guards: dict[str, Signature | None] = {}
         self._recipes: dict[str, dict[str, Any]] | None = None

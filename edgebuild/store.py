@@ -237,6 +237,8 @@ class Store:
         shared = self._reflinks = self._reflinks and reflink(source, target)
         if link and not executable and not shared:
             try:
+                if os.stat(source).st_mode & 0o777 != 0o444:
+                    os.chmod(source, 0o444)  # somebody's chmod of a link to it was one of the object
                 os.link(source, target)
                 self._memo.learn(source, sha256)  # the link moved the ctime that both names share
                 return

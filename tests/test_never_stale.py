@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgebuild import shipped
+from edgebuild import noop, shipped
 from edgebuild.explain import explain
-from edgebuild.memo import Memo
+from edgebuild.fresh import Fresh, remember
+from edgebuild.memo import MEMO, Memo
 from edgebuild.project import Project
 from edgebuild.store import Store
 from tests.conftest import PLATFORM, TARGET, Lab, write_model
@@ -271,7 +272,7 @@ def test_archive_switched_off_and_on(built: Lab) -> None:
 def test_a_copy_is_known_and_an_edit_of_it_at_once_is_seen(lab: Lab) -> None:
     """What we copied is not hashed again; but a write in the same tick of the file system's clock does not pass for it."""
     os.chdir(lab.root)
-    memo = Memo(".edgebuild/memo.json")
+    memo = Memo(MEMO)
     store = Store(".edgebuild", memo)
     with store.scratch() as scratch:
         Path(scratch, "made").write_bytes(b"right")
@@ -288,7 +289,7 @@ def test_a_copy_of_an_object_that_is_written_to_meanwhile_is_not_taken_as_known(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.chdir(lab.root)
-    memo = Memo(".edgebuild/memo.json")
+    memo = Memo(MEMO)
     store = Store(".edgebuild", memo)
     with store.scratch() as scratch:
         Path(scratch, "made").write_bytes(b"right")
@@ -321,3 +322,49 @@ def test_a_touched_model_makes_no_new_plan_and_a_changed_one_does(built: Lab, mo
     built.build()
     assert plans
     assert "pickle" in Project().problems["one"]
+
+
+def test_what_was_touched_and_holds_what_it_held_is_no_work(built: Lab) -> None:
+    """`edgebuild` reads the files that were touched, and plans nothing where they are what they were."""
+    os.chdir(built.root)
+
+    def again() -> bool:
+        memo = Memo(MEMO)
+        steps = noop.recall(noop.identity(), memo.holds)
+        memo.save()
+        return steps is not None
+
+    def settled() -> None:
+        time.sleep(0.05)
+        assert set(built.build().values()) <= {"fresh", "ran", "restored"}
+        project = Project()
+        remember(project, Fresh(project))
+        project.memo.save()
+        assert noop.recall(noop.identity()) is not None
+
+    settled()
+    output, model = Path("dist/one.tar"), Path("model.gguf")
+    for path in (output, model):
+        os.utime(path)
+    time.sleep(0.05)
+    assert noop.recall(noop.identity()) is None
+    assert again()
+    assert noop.recall(noop.identity()) is not None  # the note knows them as they are now
+
+    inside = next(path for path in Path("build/one").rglob("payload.json") if path.is_file())
+    os.chmod(inside, inside.stat().st_mode | 0o111)  # a folder's digest holds who may run what lies in it
+    assert not again()
+    settled()
+    data = model.read_bytes()
+    model.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not again()
+    settled()
+    os.rename(output, "elsewhere")
+    os.symlink(Path("elsewhere").resolve(), output)
+    assert not again()
+    output.unlink()
+    assert not again()
+    os.rename("elsewhere", output)
+    settled()
+    Path("targets/one.yaml").touch()  # read when a plan is made, not by its digest
+    assert not again()

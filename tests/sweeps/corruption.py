@@ -76,6 +76,13 @@ def flip_apart(path: Path, others: list[Path], rng: random.Random) -> None:
     path.write_bytes(data)
 
 
+def executable(path: Path, others: list[Path], rng: random.Random) -> None:
+    """What lies in `build/` may share its file, and so its mode, with the store. Of a file in a folder: a lone one has no mode."""
+    if "build" in (path.parents[1].name, path.parents[2].name) or path.parent.name == "dist":
+        raise ValueError("not in a folder that a step made")
+    path.chmod(path.stat().st_mode | 0o111)
+
+
 def truncate(path: Path, others: list[Path], rng: random.Random) -> None:
     path.chmod(0o644)
     os.truncate(path, rng.randrange(max(1, path.stat().st_size)))
@@ -154,6 +161,7 @@ DAMAGES: Mapping[str, Callable[[Path, list[Path], random.Random], None]] = {
         flip,
         flip_unseen,
         flip_apart,
+        executable,
         truncate,
         empty,
         folder,
@@ -168,7 +176,7 @@ DAMAGES: Mapping[str, Callable[[Path, list[Path], random.Random], None]] = {
     )
 }
 NEEDS_ANOTHER = ("link to another", "copy of another", "swap")
-ONLY = {"file for its folder": ("object", "record"), "another meaning": ("record", "receipt", "memo", "plan", "no-op")}
+ONLY = {"executable": ("output", "delivered"), "file for its folder": ("object", "record"), "another meaning": ("record", "receipt", "memo", "plan", "no-op")}
 
 
 def sweep(count: int, seed: int, only: str = "", by: str = "", first: bool = False, commands: bool = True) -> Report:

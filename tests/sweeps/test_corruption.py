@@ -20,6 +20,7 @@ def test_a_tenth() -> None:
         ("outputs_held_against_their_receipt", "output", "flip"),
         ("ctime_in_the_memo", "output", "flip unseen"),
         ("ctime_in_signatures", "output", "flip unseen"),
+        ("what_was_touched_is_hashed", "output", "flip unseen"),
         ("seals_of_receipts_and_records", "record", "another meaning"),
         ("seals_of_receipts_and_records", "receipt", "another meaning"),
         ("seals_of_the_memo_and_the_plan", "memo", "another meaning"),

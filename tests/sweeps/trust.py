@@ -49,10 +49,14 @@ def ctime_in_signatures() -> None:
             found = os.stat(path)
         except OSError:
             return None
-        return [found.st_mtime_ns, found.st_mtime_ns, found.st_size, found.st_ino]
+        return [found.st_mtime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode]
 
     for module in (noop, fresh, project):
         module.signature = signature  # type: ignore[attr-defined]
+
+
+def what_was_touched_is_hashed() -> None:
+    Memo.holds = lambda self, path, was: True  # type: ignore[method-assign]
 
 
 def inputs_looked_at_again() -> None:
@@ -123,6 +127,7 @@ GUARDS: Mapping[str, Callable[[], None]] = {
         a_lock_for_the_project,
         ctime_in_the_memo,
         ctime_in_signatures,
+        what_was_touched_is_hashed,
         inputs_looked_at_again,
         seals_of_receipts_and_records,
         seals_of_the_memo_and_the_plan,
