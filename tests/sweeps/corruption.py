@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgebuild import cli
 from edgebuild.errors import EdgebuildError
 from edgebuild.files import remove_tree
 from edgebuild.noop import NOTE
@@ -63,7 +64,7 @@ def flip(path: Path, others: list[Path], rng: random.Random) -> None:
 
 
 def flip_unseen(path: Path, others: list[Path], rng: random.Random) -> None:
-    """One bit in place, with size and time of modification as they were."""
+    """One bit in place, with size, mode and time of modification as they were."""
     found = path.stat()
     _in_place(path, _flipped(path.read_bytes(), rng))
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -176,7 +177,11 @@ DAMAGES: Mapping[str, Callable[[Path, list[Path], random.Random], None]] = {
     )
 }
 NEEDS_ANOTHER = ("link to another", "copy of another", "swap")
-ONLY = {"executable": ("output", "delivered"), "file for its folder": ("object", "record"), "another meaning": ("record", "receipt", "memo", "plan", "no-op")}
+ONLY = {
+    "executable": ("output", "delivered"),
+    "file for its folder": ("object", "record"),
+    "another meaning": ("record", "receipt", "memo", "plan", "no-op"),
+}
 
 
 def sweep(count: int, seed: int, only: str = "", by: str = "", first: bool = False, commands: bool = True) -> Report:
@@ -259,7 +264,10 @@ def _build(lab: Lab, state: int, by_command: bool) -> list[str]:
         said = ended.stdout + ended.stderr
         bad = ended.returncode != (0 if passes else 1) or "Traceback" in said or "unexpected" in said
         return [f"edgebuild ended with {ended.returncode}: {said[-300:]}"] if bad else []
+    os.chdir(lab.root)
     try:
+        if cli._nothing_to_do(strict=False, start=time.monotonic()):  # as the command asks first
+            return []
         outcomes = lab.build(remembers=True)
     except EdgebuildError as error:
         return [f"no build: {error}"]
@@ -279,10 +287,12 @@ def _compare(root: Path, clean: Contents) -> list[str]:
 
 
 def _in_place(path: Path, data: bytes) -> None:
-    path.chmod(0o644)
+    mode = path.stat().st_mode
+    path.chmod(mode | 0o200)
     with path.open("r+b") as file:
         file.truncate()
         file.write(data)
+    path.chmod(mode)
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:
