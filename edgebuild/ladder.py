@@ -105,6 +105,6 @@ def _refusal(wanted: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str
         if row["held"] is False:
             reasons.setdefault(row["reason"], []).append(row["name"])
     found = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-    gated = ", ".join(sorted(wanted))
-    kept = f"no recipe keeps {gated}" if gated else "no recipe works"
+    gated = f"{'all of ' if len(wanted) > 1 else ''}{', '.join(sorted(wanted))}"
+    kept = f"no recipe keeps {gated}" if wanted else "no recipe works"
     return f"{kept}: {found or 'none is for a model of these operators'}; {UNQUANTIZED}"

@@ -227,7 +227,8 @@ def _load(path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
             _check_names(name, members, wanted)
             return {key: _array(name, key, archive, members[key]) for key in wanted if key in members}
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError, OSError) as error:
-        raise BadInput(f"{name}: {_no_npz(path)} ({str(error)[:120] or type(error).__name__})") from error
+        said = f" ({str(error)[:120]})" if str(error) else ""
+        raise BadInput(f"{name}: {_no_npz(path)}{said}") from error
 
 
 def _no_npz(path: Path) -> str:

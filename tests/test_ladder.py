@@ -122,7 +122,7 @@ def test_where_none_holds_each_is_named_with_its_reason() -> None:
     assert tried == ["a", "b", "c"]
     assert found.chosen == ""
     assert found.why == (
-        "no recipe keeps quality, weights_ratio: a, b: nothing was quantized; c: quality 0.51 < min 0.98; "
+        "no recipe keeps all of quality, weights_ratio: a, b: nothing was quantized; c: quality 0.51 < min 0.98; "
         "leave this model unquantized (quantize: {scheme: none})"
     )
     assert found.report["reason"] == found.why
@@ -360,7 +360,9 @@ def test_none_holds_as_typed(data: Lab) -> None:
     write(data, NONE)
     result = run(data)
     assert result.returncode == 1
-    message = "no recipe keeps flip_rate, quality, snr: coarse: the framework does not take this model with coarse; fine: snr "
+    message = (
+        "no recipe keeps all of flip_rate, quality, snr: coarse: the framework does not take this model with coarse; fine: snr "
+    )
     assert message in result.stderr
     assert "leave this model unquantized" in result.stderr
     outcomes = last_run(data)
