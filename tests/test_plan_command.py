@@ -308,7 +308,13 @@ def test_estimates_of_a_real_onnx_model(tmp_path: Path, method: str) -> None:
     inputs = {"model": tmp_path / "in", "calibration": ROOT / "targets" / "data" / "digits-calibration.npz"}
     outputs = {"model": tmp_path / "model", "report": tmp_path / "report.json"}
     onnxruntime.quantize(
-        Action(verb="quantize", backend="onnxruntime", params={**parameters, "samples": 20}, inputs=inputs, outputs=outputs),
+        Action(
+            verb="quantize",
+            backend="onnxruntime",
+            params={"scheme": "int8", **parameters, "samples": 20},
+            inputs=inputs,
+            outputs=outputs,
+        ),
         facts,
     )
     assert onnxruntime.estimate(facts, "int8", parameters, 10**11).artifact == pytest.approx(

@@ -1,4 +1,4 @@
-"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic, or the first recipe of a ladder that holds.
+"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic, or the first recipe of a ladder that holds; int4 of weights.
 
 What is quantized is counted afterwards: on many real models the tools exit 0 and have done nothing.
 """
@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEEDS: Mapping[str, Needs] = {
-    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes"))
+    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "onnx-ir", "numpy", "protobuf", "ml_dtypes"))
 }
-SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
+SCHEMES: Mapping[str, Sequence[str]] = {
+    "int8": ("method", "symmetric", "exclude"),
+    "int4": ("group_size", "symmetric", "exclude"),
+}
+GROUPS = (16, 32, 64, 128, 256)  # elements that share a scale: the block sizes of the operator MatMulNBits
+PRODUCTS = ("MatMul", "Gemm")  # what int4 is for
 _MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 # From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or
 # U8S8 is better by instruction set and operator. A quantized `bias` is what some Gemm of real models lose their accuracy, or
@@ -47,6 +52,7 @@ VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 QUANTIZABLE = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 METHODS: Mapping[str, Mapping[str, Any]] = {**{name: rung.sets for name, rung in LADDER.items()}, "dynamic": {"dynamic": True}}
+PROTOBUF = 1_900_000_000  # bytes; a file of protobuf ends at 2 GiB, so that weights go beside it
 _DYNAMIC = {
     "MatMulInteger": 1,
     "ConvInteger": 1,
@@ -54,12 +60,22 @@ _DYNAMIC = {
     "DynamicQuantizeMatMul": 1,
     "MatMulIntegerToFloat": 1,
     "QAttention": 1,
+    "MatMulNBits": 1,
 }
-IMPORTED, TOOLS = 42_000_000, 10_000_000  # bytes of memory that onnxruntime, and onnx beside it, take before any model; measured
+# Bytes of memory that onnxruntime, onnx beside it, and what its tool for int4 imports take before any model; measured.
+IMPORTED, TOOLS, SYMBOLS = 42_000_000, 10_000_000, 45_000_000
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    """`auto` is static where there are calibration data, else dynamic. Raises ValueError for an unknown method, or data that lack."""
+    """int8 `auto` is static where there are calibration data, else dynamic; int4 is of weights. Raises ValueError for what there is not."""
+    given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+    if scheme == "int4":
+        group = quantize.get("group_size", 64)
+        if group not in GROUPS:
+            raise ValueError(
+                f"group_size: ONNX Runtime has kernels for {', '.join(map(str, GROUPS))}, not for {group}; take one of these"
+            )
+        return {**given, "group_size": group}
     method = quantize.get("method", "auto")
     if method == "auto":
         method = "static" if calibrated else "dynamic"
@@ -68,12 +84,15 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
     found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, **METHODS[method]}
     if not found["dynamic"] and not calibrated:
         raise ValueError(f"method: {method} needs calibration.data; give it, or write method: dynamic")
-    given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
     return {"method": method, **given, **found}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
-    return onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime")
+    if reason := onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime"):
+        return reason
+    if "group_size" in parameters and not any(facts.weights.get(operator) for operator in PRODUCTS):
+        return "int4 is for the weights of matrix products (MatMul, Gemm), and this model has none; write scheme: int8, or none"
+    return ""
 
 
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
@@ -85,6 +104,11 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     whole = facts.bytes
     if scheme == "none":
         return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
+    if scheme == "int4":
+        matrices = sum(facts.weights.get(operator, 0) for operator in set(PRODUCTS) - set(parameters["exclude"]))
+        each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
+        artifact = round(whole - (4 - each) * matrices)
+        return Estimate(artifact=artifact, making=IMPORTED + TOOLS + SYMBOLS + 3 * whole, running=IMPORTED + 2 * artifact)
     reached = set(parameters.get("quantized") or (*QUANTIZABLE, "Gather")) - set(parameters.get("exclude", ()))
     matrices = sum(count for operator, count in facts.weights.items() if operator in reached)
     channels = sum(facts.parameters.values()) - sum(facts.weights.values()) if not parameters.get("dynamic") else 0
@@ -111,9 +135,11 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
-    """int8 by onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
+    """By onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
     source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
     folder.mkdir()
+    if action.params["scheme"] == "int4":
+        return _int4(action, source, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         prepared = _prepare(source, Path(scratch, "prepared.onnx"))
         excluded = _excluded(prepared, action.params["exclude"])
@@ -154,15 +180,77 @@ def _quantize(action: Action, prepared: Path, made: Path, excluded: Sequence[str
     )
 
 
+def _int4(action: Action, source: Path, folder: Path) -> Outcome:
+    """Weights of matrix products in blocks of four bits (operator MatMulNBits of com.microsoft), all else as it is."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    params, model = action.params, onnx.load(source)
+    _name(model.graph)
+    excluded = _matching(model.graph.node, params["exclude"])
+    _gemm_to_matmul(model.graph, excluded)
+    try:
+        tool = MatMulNBitsQuantizer(
+            model, block_size=params["group_size"], is_symmetric=params["symmetric"], nodes_to_exclude=excluded
+        )
+        tool.process()
+        large = sum(path.stat().st_size for path in source.parent.iterdir()) > PROTOBUF
+        tool.model.save_model_to_file(str(folder / "model.onnx"), use_external_data_format=large)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever the tool raises is its refusal of this model
+        raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.first_line(error)}") from error
+    return _counted(action, source, folder, excluded)
+
+
+def _gemm_to_matmul(graph: Any, excluded: Sequence[str]) -> None:
+    """A Gemm of constant weights (y = x·w + b, as linear layers are exported) as MatMul and Add: the tool knows no other."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    constants = {one.name: one for one in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        plain = attributes.get("alpha", 1) == 1 and attributes.get("beta", 1) == 1 and not attributes.get("transA")
+        if node.op_type != "Gemm" or not plain or node.name in excluded or node.input[1] not in constants:
+            nodes.append(node)
+            continue
+        matrix, biased = node.input[1], len(node.input) > 2 and node.input[2]
+        if attributes.get("transB"):
+            turned = np.ascontiguousarray(numpy_helper.to_array(constants[matrix]).T)
+            matrix = f"{node.name}/{matrix}/transposed"
+            graph.initializer.append(numpy_helper.from_array(turned, matrix))
+        product = f"{node.output[0]}/product" if biased else node.output[0]
+        nodes.append(helper.make_node("MatMul", [node.input[0], matrix], [product], name=node.name))
+        if biased:
+            nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}/bias"))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
+    unread = [one for one in graph.initializer if one.name not in read and not _has_subgraphs(nodes)]
+    for one in unread:
+        graph.initializer.remove(one)
+
+
+def _has_subgraphs(nodes: Sequence[Any]) -> bool:
+    """They may read what no node of the graph itself does."""
+    return any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute)
+
+
 def _named(source: Path, target: Path) -> Path:
     """The model with a name for each of its nodes, as they are left out by name."""
     import onnx
 
     model = onnx.load(source)
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+    _name(model.graph)
     onnx.save(model, target)
     return target
+
+
+def _name(graph: Any) -> None:
+    for index, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
 
 
 def _sensitive(action: Action, prepared: Path, excluded: Sequence[str], folder: Path) -> list[str]:
@@ -265,12 +353,15 @@ def _prepare(source: Path, target: Path) -> Path:
 
 
 def _excluded(model: Path, names: Sequence[str]) -> list[str]:
-    """`exclude` holds node names or operator types. Raises BadInput for one that matches nothing."""
     if not names:
         return []
     import onnx
 
-    nodes = onnx.load(model, load_external_data=False).graph.node
+    return _matching(onnx.load(model, load_external_data=False).graph.node, names)
+
+
+def _matching(nodes: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """`exclude` holds node names or operator types. Raises BadInput for one that matches nothing."""
     found = [node.name for node in nodes if node.name in names or node.op_type in names]
     known = {node.name for node in nodes} | {node.op_type for node in nodes}
     if unknown := sorted(set(names) - known):
@@ -283,16 +374,20 @@ def _excluded(model: Path, names: Sequence[str]) -> list[str]:
 def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]) -> Outcome:
     import onnx
 
-    before, after = source.stat().st_size, sum(path.stat().st_size for path in folder.iterdir())
+    before = sum(path.stat().st_size for path in source.parent.iterdir())
+    after = sum(path.stat().st_size for path in folder.iterdir())
     original = onnx.load(source, load_external_data=False).graph
-    possible = sum(node.op_type in QUANTIZABLE for node in original.node)
+    params = action.params
+    how = {key: params[key] for key in ("method", "group_size") if key in params}
+    kinds = QUANTIZABLE if "method" in how else PRODUCTS
+    possible = sum(node.op_type in kinds for node in original.node)
     made = onnx.load(folder / "model.onnx", load_external_data=False).graph
     dequantized = {name for node in made.node if node.op_type == "DequantizeLinear" for name in node.output}
     done = sum(node.op_type in _DYNAMIC for node in made.node)
     done += sum(node.op_type in QUANTIZABLE and set(node.input[:2]) <= dequantized for node in made.node)
-    onnxsource.check_quantized(done, possible, QUANTIZABLE[:4], before, after)
+    onnxsource.check_quantized(done, possible, kinds[:4], before, after)
     report = {
-        "method": action.params["method"],
+        **how,
         "operators": done,
         "quantizable": possible,
         "float": sorted(excluded),
@@ -300,4 +395,5 @@ def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]
         "bytes_after": after,
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"int8 {action.params['method']}, {done} of {possible} operators, {human(before)} → {human(after)}")
+    recipe = " ".join(map(str, ("group size" if "group_size" in how else "", *how.values()))).strip()
+    return Outcome(summary=f"{params['scheme']} {recipe}, {done} of {possible} operators, {human(before)} → {human(after)}")

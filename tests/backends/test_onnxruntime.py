@@ -14,7 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from edgebuild.assess import assess
 from edgebuild.backends import onnxruntime
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
@@ -200,6 +203,88 @@ def test_the_layers_that_lose_most_are_found_and_left_in_float(tmp_path: Path) -
     assert rows["sensitive"]["values"]["cosine"] > 0.999
     assert all(rows[name]["values"]["cosine"] < 0.9 for name in ("static", "static-u8", "conv-matmul", "dynamic-matmul"))
     assert rows["conv"]["held"] is None
+
+
+# -- int4 of weights ---------------------------------------------------------------------------------------------------------
+def products(path: Path, width: int = 128) -> None:
+    """A matrix product, linear layers as Gemm with and without a transposed weight, and one whose weight is an input's."""
+    rng, value = np.random.default_rng(0), helper.make_tensor_value_info
+    weights = {name: rng.standard_normal((width, width)).astype(np.float32) / 10 for name in ("a", "b", "c")}
+    weights["bias"] = rng.standard_normal(width).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["xa"]),
+        helper.make_node("Gemm", ["xa", "b", "bias"], ["xb"], transB=1),
+        helper.make_node("Relu", ["xb"], ["r"]),
+        helper.make_node("Gemm", ["r", "c"], ["xc"], name="last"),
+        helper.make_node("Gemm", ["xc", "other"], ["y"]),
+    ]
+    values = [value("x", TensorProto.FLOAT, ["N", width]), value("other", TensorProto.FLOAT, [width, 4])]
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "products", values, [value("y", TensorProto.FLOAT, ["N", 4])], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def int4(source: Path, out: Path, **settings: Any) -> tuple[dict[str, Any], onnx.GraphProto]:
+    """→ the report, and the graph that was made."""
+    out.mkdir()
+    params = {"scheme": "int4", **onnxruntime.parameters("int4", settings, calibrated=False)}
+    outputs = {"model": out / "model", "report": out / "report.json"}
+    source.parent.mkdir(exist_ok=True)
+    action = Action(verb="quantize", backend="onnxruntime", params=params, inputs={"model": source.parent}, outputs=outputs)
+    onnxruntime.quantize(action, assess({"model": source}))
+    return json.loads(outputs["report"].read_text()), onnx.load(outputs["model"] / "model.onnx").graph
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    products(tmp_path / "source" / "model.onnx")
+    return tmp_path / "source" / "model.onnx"
+
+
+@pytest.mark.parametrize(("symmetric", "group"), [(False, 64), (True, 32)])
+def test_int4_reaches_every_product_with_constant_weights(linear: Path, tmp_path: Path, symmetric: bool, group: int) -> None:
+    """Also a Gemm, which the tool itself does not know; the one without constant weights stays, and so does what is computed."""
+    found, graph = int4(linear, tmp_path / "made", symmetric=symmetric, group_size=group)
+    assert (found["operators"], found["quantizable"], found["group_size"]) == (3, 4, group)
+    blocks = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    assert [node.op_type for node in graph.node].count("Gemm") == 1
+    assert [{one.name: one.i for one in node.attribute}["block_size"] for node in blocks] == [group] * 3
+    assert [len(node.input) for node in blocks] == [3 if symmetric else 4] * 3
+    rng = np.random.default_rng(1)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("x", (32, 128)), ("other", (128, 4)))}
+    before, after = (onnxruntime.open(path).infer(feeds)["y"] for path in (linear, tmp_path / "made" / "model"))
+    assert 0.95 < float((before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)) < 0.99999
+    facts, settings = (
+        assess({"model": linear}),
+        onnxruntime.parameters("int4", {"symmetric": symmetric, "group_size": group}, False),
+    )
+    assert onnxruntime.estimate(facts, "int4", settings, 0).artifact == pytest.approx(found["bytes_after"], rel=0.1)
+    again = tmp_path / "again"
+    int4(linear, again, symmetric=symmetric, group_size=group)
+    assert (again / "model" / "model.onnx").read_bytes() == (tmp_path / "made" / "model" / "model.onnx").read_bytes()
+
+
+def test_what_is_excluded_stays_float(linear: Path, tmp_path: Path) -> None:
+    """By a node's name, by an operator; all of them: nothing is left to do, and that is said."""
+    assert int4(linear, tmp_path / "a", exclude=["last"])[0]["operators"] == 2
+    found, graph = int4(linear, tmp_path / "b", exclude=["Gemm"])
+    assert found["operators"] == 1
+    assert [node.op_type for node in graph.node].count("Gemm") == 3
+    with pytest.raises(StepFailed, match="nothing was quantized"):
+        int4(linear, tmp_path / "c", exclude=["Gemm", "MatMul"])
+
+
+def test_int4_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    kernel = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    image = [value("x", TensorProto.FLOAT, [1, 3, 8, 8])], [value("y", TensorProto.FLOAT, [1, 4, 6, 6])]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "conv", *image, [kernel])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "conv.onnx")
+    facts, settings = assess({"model": tmp_path / "conv.onnx"}), onnxruntime.parameters("int4", {}, calibrated=False)
+    assert "this model has none; write scheme: int8" in onnxruntime.refuse(facts, {"scheme": "int4", **settings})
+    with pytest.raises(ValueError, match="group_size: ONNX Runtime has kernels for 16, 32, 64, 128, 256, not for 48"):
+        onnxruntime.parameters("int4", {"group_size": 48}, calibrated=False)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------------
