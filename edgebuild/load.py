@@ -229,6 +229,7 @@ def _meaning(document: "_Document", merged: Mapping[str, Any]) -> list[str]:
         ("package", "limits", "weights"),
         ("limits", "memory"),
         ("limits", "time"),
+        *(("limits", "estimates", str(step)) for step in merged.get("limits", {}).get("estimates", {})),
     )
     for key in quantities:
         value: Any = merged
@@ -282,6 +283,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         archive=package.get("archive", True),
         require_level=package.get("require_level", ""),
         memory_limit=size(limits["memory"]) if "memory" in limits else None,
+        estimates={step: size(amount) for step, amount in limits.get("estimates", {}).items()},
         time_limit=duration(limits.get("time", "6h")),
     )
 

@@ -86,6 +86,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
         "description": target.description,
         "default": target.default,
         "memory": target.memory_limit,
+        "estimates": dict(target.estimates),
         "time": target.time_limit,
         "fetch": {"url": source.url} if source.fetch else None,
     }

@@ -229,7 +229,9 @@ class Builder:
         alone = "machine" in components
         with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python:
             beside = _machine(True, lambda: self._tell(step.name, ALONE)) if alone else self._beside_measurements(step.name)
-            with beside:
+            from edgebuild import heavy
+
+            with beside, heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)):
                 folders = os.path.abspath(scratch), os.path.abspath(log)
                 return outputs, self._perform(action, *folders, limits["memory"], limits["time"], python)
 

@@ -133,7 +133,7 @@ def main(path: str) -> int:
     except EdgebuildError as error:
         result |= {"error": str(error), "status": error.status, "refused": isinstance(error, Refused)}
     except MemoryError:
-        result |= {"error": "it ran out of memory", "status": StepFailed.status}
+        result |= {"error": "it got no more memory", "status": StepFailed.status, "memory": True}
     except OSError as error:
         traceback.print_exc()
         result |= {"error": disk(error), "status": StepFailed.status}
