@@ -165,7 +165,7 @@ class Need:
 
 def need(project: Project, step: Step) -> Need:
     """Of a step whose model was assessed, as it is about to run: as a forecast says it, but by no header."""
-    steps = {one.stem: one for one in project.of(step.target)}
+    steps = {one.stem: one for one in project.of(project.owner(step))}
     roles = (role for role, _ in worker.files(Path(), steps["assess"].inputs))
     choice = _choice(project, steps, held=f"model/{GOLDEN}" in roles)
     try:
@@ -174,7 +174,10 @@ def need(project: Project, step: Step) -> Need:
     except (OSError, ValueError, TypeError) as error:
         facts, unknown = None, str(error)
     expected = _expected(choice, facts, unknown)
-    amount = expected.get((step.stem, "memory")) or expected.get((step.verb, "memory")) or _UNKNOWN
+    stem, verb = step.stem, step.verb
+    if verb == "answer":  # it runs an artifact as an evaluation does
+        stem, verb = "evaluate" if project.steps[step.after[0]].verb != "convert" else "evaluate.baseline", "evaluate"
+    amount = expected.get((stem, "memory")) or expected.get((verb, "memory")) or _UNKNOWN
     return Need(choice=choice, facts=facts, amount=amount)
 
 

@@ -20,6 +20,7 @@ import yaml
 from edgebuild import matrix, shipped
 from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.select import Preferences, preferences
+from edgebuild.step import ACROSS
 from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
@@ -124,7 +125,9 @@ def _name_problems(files: Iterable[str]) -> dict[str, str]:
     problems: dict[str, str] = {}
     first: dict[str, str] = {}
     for name in files:
-        if problem := name_problem(name):
+        if name == ACROSS:
+            problems[name] = f"targets/{name}.yaml: the file's name: {name} is where {ACROSS}:MODEL writes; rename it"
+        elif problem := name_problem(name):
             problems[name] = f"targets/{shown(name)}.yaml: the file's name: {problem}; rename it"
         elif (other := first.setdefault(folded(name), name)) != name:
             problems[name] = (
