@@ -55,7 +55,7 @@ def words(current: str, before: list[str], parsers: dict[str, ArgumentParser]) -
         found = _arguments(parsers[before[0]])
     else:
         tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS) if verb != "choose"]
-        tasks += [f"choose:{name}" for name in _choosing()]
+        tasks += _planned()
         found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *parsers, *DOIT, *tasks]
     return sorted({word for word in found if word.startswith(current) and word not in before})
 
@@ -71,11 +71,11 @@ def _arguments(parser: ArgumentParser) -> list[str]:
     return found
 
 
-def _choosing() -> set[str]:
-    """The targets of the last plan that try several recipes."""
+def _planned() -> set[str]:
+    """The tasks of the last plan that not every target has: of those that try several recipes, and of models."""
     try:
         with open(f"{STATE}/plan.json", "rb") as file:
-            return {str(step[2]) for step in json.loads(unsealed(file.read()))["steps"] if step[1] == "choose"}
+            return {str(step[0]) for step in json.loads(unsealed(file.read()))["steps"] if step[1] in ("choose", "agree")}
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return set()
 

@@ -43,6 +43,14 @@ class Refused(StepFailed):
     """A framework does not take this model or recipe, or what came out is no use: another recipe may do."""
 
 
+class OutOfMemory(StepFailed):
+    """A worker had not the memory that it wanted: `what` happened, what to do, and where more stands."""
+
+    def __init__(self, what: str, advice: str, more: str = "") -> None:
+        super().__init__(f"{what}; {advice}{more}")
+        self.what, self.advice, self.more = what, advice, more
+
+
 class InputChanged(StepFailed):
     """An input was edited while its step ran."""
 

@@ -10,13 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgebuild.backend import Backend, Estimate, ModelFacts
-from edgebuild.forecast import DEPENDS, MEASURED, RESTORE, RUN, Amount, Choice, Forecast
+from edgebuild.forecast import DEPENDS, ESTIMATED, GIVEN, MEASURED, RESTORE, RUN, Amount, Choice, Forecast, Need
 from edgebuild.project import Project
 from edgebuild.provide import OFFLINE, offline
 from edgebuild.resources import Memory, existing, free, memory
 from edgebuild.units import human
 
 SIZE_MARGIN = 0.05  # of an estimated size
+LIMIT, AVAILABLE = "limits.memory", "memory available"  # what a step's memory is held against
+_REMEDIES = {
+    LIMIT: "raise limits.memory, or take a smaller model",
+    AVAILABLE: "free memory, take a smaller model, or build on a larger machine",
+}
 # Memory estimates of conversions from 0.6 to 3.8 billion parameters were up to 1.24 times what was used, and never far under it.
 OVER, UNDER, ASIDE = 1.25, 1.15, 500_000_000
 TIMED = ("latency_ratio", "consistency", "peak_memory")
@@ -254,16 +259,43 @@ def _memory(found: Forecast, here: Room) -> Iterator[Finding]:
     worst = max(running, key=lambda step: step.memory.bytes or 0, default=None)
     if worst is None or worst.memory.bytes is None:
         return
-    measured, peak = worst.memory.basis == MEASURED, worst.memory.bytes
-    low, high = (peak, peak) if measured else (int(peak / OVER), int(peak * UNDER) + ASIDE)
-    wanted = "" if measured else f" (with a margin {human(high)})"
-    for subject, limit, advice in (
-        ("limits.memory", found.choice.memory_limit, "raise limits.memory, or take a smaller model"),
-        ("memory available", here.memory.available, "free memory, take a smaller model, or build on a larger machine"),
-    ):
-        if limit is not None and high > limit:
-            message = f"{worst.name} needs {about(worst.memory)} at its peak{wanted}, against {human(limit)}: {advice}"
-            yield Finding(subject=subject, certain=low > limit, message=message)
+    least, most = bounds(worst.memory)
+    wanted = Need(choice=found.choice, facts=found.facts, amount=worst.memory)
+    for subject, limit in ((LIMIT, found.choice.memory_limit), (AVAILABLE, here.memory.available)):
+        if limit is not None and most > limit:
+            yield Finding(subject=subject, certain=least > limit, message=lacking(worst.name, wanted, subject, limit))
+
+
+def bounds(peak: Amount) -> tuple[int, int]:
+    """What a step takes at the least, so that it cannot run with less; and at the most."""
+    assert peak.bytes is not None
+    exact = peak.basis in (MEASURED, GIVEN)
+    return (peak.bytes, peak.bytes) if exact else (int(peak.bytes / OVER), int(peak.bytes * UNDER) + ASIDE)
+
+
+def lacking(name: str, wanted: Need, subject: str, limit: int) -> str:
+    """That a step does not fit into a limit on memory, and what would."""
+    estimated = wanted.amount.basis == ESTIMATED
+    margin = f" (with a margin {human(bounds(wanted.amount)[1])})" if estimated else ""
+    stem = name.partition(":")[0]
+    parts = [
+        f"{name} needs {about(wanted.amount)} at its peak{margin}, against {human(limit)}"
+        f"{' available' if subject == AVAILABLE else ''}: {_REMEDIES[subject]}{remedy(wanted, limit)}"
+    ]
+    if estimated:
+        parts.append(
+            f"where the estimate is wrong, limits.estimates: {{{'quantize' if stem == 'choose' else stem}: SIZE}} says better"
+        )
+    return "; ".join(parts)
+
+
+def remedy(wanted: Need, limit: int) -> str:
+    """` (about 2.1 billion parameters fit)`: of the largest model of this shape whose every step fits; empty where that says nothing."""
+    count_ = sum(wanted.facts.parameters.values()) if wanted.facts else 0
+    if not wanted.facts or not count_ or wanted.amount.basis != ESTIMATED:
+        return ""
+    factor = _largest_factor(wanted.facts, wanted.choice, limit, _peak)
+    return f" (about {count(count_ * factor)} parameters fit)" if 0 < factor < 1 else ""
 
 
 def _disks(here: Room) -> Iterator[Finding]:
@@ -283,7 +315,7 @@ def about(amount: Amount) -> str:
     """An amount for people: `about 2.5 GB` where it is an estimate."""
     if amount.bytes is None:
         return "unknown"
-    return human(amount.bytes) if amount.basis == MEASURED else f"about {human(amount.bytes)}"
+    return human(amount.bytes) if amount.basis in (MEASURED, GIVEN) else f"about {human(amount.bytes)}"
 
 
 def count(number: float) -> str:

@@ -3,14 +3,15 @@
 Nothing is executed and nothing written: a model is known by the headers of its files, where they are here.
 """
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgebuild import digest, environment, toolchain, worker
 from edgebuild.artifact import Record
-from edgebuild.backend import Backend, Estimate, ModelFacts
+from edgebuild.backend import Backend, Estimate, ModelFacts, facts_from_json
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import StepFailed
@@ -24,12 +25,12 @@ from edgebuild.step import Step
 
 # What a build would do with a step. `depends`: on what comes out of a step before it, whose output no record tells.
 NOTHING, RESTORE, RUN, DEPENDS, BLOCKED = "nothing", "restore", "run", "depends", "blocked"
-MEASURED, ESTIMATED, UNKNOWN = "measured", "estimated", "unknown"
+MEASURED, ESTIMATED, GIVEN, UNKNOWN = "measured", "estimated", "given", "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Amount:
-    """Bytes, and how they are known: measured under this very key, estimated, or unknown, and then why."""
+    """Bytes, and how they are known: measured under this very key, estimated, given by the target, or unknown, and then why."""
 
     bytes: int | None
     basis: str
@@ -73,6 +74,7 @@ class Choice:
     weights_limit: int | None
     memory_limit: int | None
     available: int  # of this machine's memory, now
+    given: Mapping[str, int] = field(default_factory=dict)  # a step's name → what its target says of its memory
 
     def estimates(self, facts: ModelFacts) -> tuple[Estimate, Estimate]:
         """Of the baseline and of the candidate."""
@@ -152,6 +154,33 @@ def forecast(project: Project, target: str) -> Forecast:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Need:
+    """What memory a step takes at its peak, and what that comes from."""
+
+    choice: Choice
+    facts: ModelFacts | None
+    amount: Amount
+
+
+def need(project: Project, step: Step) -> Need:
+    """Of a step whose model was assessed, as it is about to run: as a forecast says it, but by no header."""
+    steps = {one.stem: one for one in project.of(project.owner(step))}
+    roles = (role for role, _ in worker.files(Path(), steps["assess"].inputs))
+    choice = _choice(project, steps, held=f"model/{GOLDEN}" in roles)
+    try:
+        with open(steps["assess"].outputs["facts"], encoding="utf-8") as file:
+            facts, unknown = facts_from_json(json.load(file)), ""
+    except (OSError, ValueError, TypeError) as error:
+        facts, unknown = None, str(error)
+    expected = _expected(choice, facts, unknown)
+    stem, verb = step.stem, step.verb
+    if verb == "answer":  # it runs an artifact as an evaluation does
+        stem, verb = "evaluate" if project.steps[step.after[0]].verb != "convert" else "evaluate.baseline", "evaluate"
+    amount = expected.get((stem, "memory")) or expected.get((verb, "memory")) or _UNKNOWN
+    return Need(choice=choice, facts=facts, amount=amount)
+
+
 def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
     def params(stem: str) -> dict[str, Any]:
         found: dict[str, Any] = project.recipes[steps[stem].recipe]["params"] if stem in steps else {}
@@ -176,6 +205,7 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         weights_limit=params("package")["limits"]["weights"],
         memory_limit=project.targets[steps["package"].target]["memory"],
         available=memory().available,
+        given=project.targets[steps["package"].target]["estimates"],
     )
 
 
@@ -267,9 +297,8 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
     """(step's stem, `makes` or `memory`) → an estimate. Of what is not here nothing is said: it is small."""
     stems = ("convert", "quantize", "choose", "evaluate.baseline", "evaluate", "benchmark", "package")
     if facts is None:
-        return dict.fromkeys(
-            ((stem, what) for stem in stems for what in ("makes", "memory")), Amount(bytes=None, basis=UNKNOWN, reason=unknown)
-        )
+        nothing = Amount(bytes=None, basis=UNKNOWN, reason=unknown)
+        return _corrected(choice, dict.fromkeys(((stem, what) for stem in stems for what in ("makes", "memory")), nothing))
     baseline, candidate = choice.estimates(facts)
     bundle = candidate.artifact * choice.copies
     reference = memory_of(sum(facts.parameters.values())) if choice.referenced and facts.format == "huggingface" else 0
@@ -290,7 +319,18 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
     }
     if choice.not_measured:
         del amounts["benchmark", "memory"]  # bytes are counted, and nothing is run
-    return {what: Amount(bytes=amount, basis=ESTIMATED) for what, amount in amounts.items()}
+    return _corrected(choice, {what: Amount(bytes=amount, basis=ESTIMATED) for what, amount in amounts.items()})
+
+
+def _corrected(choice: Choice, amounts: dict[tuple[str, str], Amount]) -> dict[tuple[str, str], Amount]:
+    """With what the target says by a step's name, or by its verb; of a choice what says most of its recipes' steps."""
+    for stem, what in amounts:
+        given = choice.given.get(stem, choice.given.get(stem.split(".")[0]))
+        if what == "memory" and given is not None:
+            amounts[stem, what] = Amount(bytes=given, basis=GIVEN)
+    tried = [amounts[stem, "memory"] for stem in ("quantize", "evaluate")]
+    amounts["choose", "memory"] = max(tried, key=lambda amount: amount.bytes or 0)
+    return amounts
 
 
 def _makes(record: Record | None, expected: Amount | None) -> Amount:
@@ -300,6 +340,6 @@ def _makes(record: Record | None, expected: Amount | None) -> Amount:
 
 
 def _memory(record: Record | None, expected: Amount | None) -> Amount:
-    if record and record.peak_memory is not None:
+    if record and record.peak_memory is not None and not (expected and expected.basis == GIVEN):
         return _measured(record.peak_memory)
     return expected or _UNKNOWN

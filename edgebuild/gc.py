@@ -18,6 +18,7 @@ from edgebuild.files import remove_tree
 from edgebuild.inventory import Inventory
 from edgebuild.noop import STATE
 from edgebuild.project import Project
+from edgebuild.step import ACROSS
 from edgebuild.store import Store
 from edgebuild.units import human
 
@@ -174,7 +175,7 @@ def _downloads(store: str) -> Iterator[tuple[str, int]]:
 def _logs(project: Project) -> Iterator[tuple[str, int]]:
     """Logs of targets that are no more."""
     for name in _names(f"{STATE}/logs"):
-        if name not in project.names():
+        if name not in (*project.names(), ACROSS):
             yield f"{STATE}/logs/{name}", _bytes(f"{STATE}/logs/{name}")
 
 

@@ -1,8 +1,10 @@
 """What every step of a run did: for the terminal, for `.edgebuild/last-run.json`, and for the exit status."""
 
 import json
+import os
 import sys
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from edgebuild.errors import FAILED, FAULT, OK, USAGE
@@ -11,6 +13,9 @@ from edgebuild.noop import STATE
 
 if TYPE_CHECKING:
     from edgebuild.run import Done
+
+
+MADE = ("ran", "restored", "fresh")  # outcomes of a step that is true now
 
 
 class Journal:
@@ -100,8 +105,8 @@ class Journal:
             return USAGE
         return FAILED if any(entry["outcome"] in ("failed", "blocked") for entry in self._entries.values()) else OK
 
-    def write(self, seconds: float) -> None:
-        """The terminal's last lines and last-run.json."""
+    def write(self, seconds: float, matrices: Iterable[str] = ()) -> None:
+        """The terminal's last lines and last-run.json; `matrices`: the files of those that were asked for."""
         if self._display is not None:
             self._display.close()
         entries = [
@@ -112,7 +117,16 @@ class Journal:
         for name, summary in self._summaries.items():
             if name.startswith("build:") and self._entries[name]["outcome"] != "failed":
                 self._deliver(name.partition(":")[2], summary)
+        for path in matrices:
+            if self._entries.get(f"agree:{os.path.basename(path).removesuffix('.json')}", {}).get("outcome") in MADE:
+                self._agreement(path)
         write_last_run(entries, seconds)
+
+    def _agreement(self, path: str) -> None:
+        from edgebuild.agree import show
+
+        with open(path, encoding="utf-8") as file:
+            print(f"\n{show(json.load(file))}")
 
     def _deliver(self, target: str, summary: str) -> None:
         print(f"\n{target}: {summary}")

@@ -20,6 +20,7 @@ import yaml
 from edgebuild import matrix, shipped
 from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.select import Preferences, preferences
+from edgebuild.step import ACROSS
 from edgebuild.target import Gate, Platform, Target, parse_source
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
@@ -124,7 +125,9 @@ def _name_problems(files: Iterable[str]) -> dict[str, str]:
     problems: dict[str, str] = {}
     first: dict[str, str] = {}
     for name in files:
-        if problem := name_problem(name):
+        if name == ACROSS:
+            problems[name] = f"targets/{name}.yaml: the file's name: {name} is where {ACROSS}:MODEL writes; rename it"
+        elif problem := name_problem(name):
             problems[name] = f"targets/{shown(name)}.yaml: the file's name: {problem}; rename it"
         elif (other := first.setdefault(folded(name), name)) != name:
             problems[name] = (
@@ -229,6 +232,7 @@ def _meaning(document: "_Document", merged: Mapping[str, Any]) -> list[str]:
         ("package", "limits", "weights"),
         ("limits", "memory"),
         ("limits", "time"),
+        *(("limits", "estimates", str(step)) for step in merged.get("limits", {}).get("estimates", {})),
     )
     for key in quantities:
         value: Any = merged
@@ -282,6 +286,7 @@ def _target(root: str, name: str, document: "_Document", platform: Platform, mer
         archive=package.get("archive", True),
         require_level=package.get("require_level", ""),
         memory_limit=size(limits["memory"]) if "memory" in limits else None,
+        estimates={step: size(amount) for step, amount in limits.get("estimates", {}).items()},
         time_limit=duration(limits.get("time", "6h")),
     )
 

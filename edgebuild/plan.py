@@ -3,9 +3,13 @@
 The list `CODE` names, per verb, the modules whose text is in a recipe; a test holds it against the import graph.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from edgebuild import digest, ladder
 from edgebuild.backend import ModelFacts, Needs
@@ -15,8 +19,8 @@ from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.fit import Fit, Misfit, Wanted, choose
 from edgebuild.select import AUTO, Choice, Preferences
 from edgebuild.source import Found, is_licence
-from edgebuild.step import ENVIRONMENT, Step
-from edgebuild.target import Target
+from edgebuild.step import ACROSS, ENVIRONMENT, Step
+from edgebuild.target import Target, parse_source
 from edgebuild.toolchain import Versions
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
@@ -28,13 +32,16 @@ CODE: dict[str, tuple[str, ...]] = {
     "convert": _MODEL,
     "quantize": _MODEL,
     "choose": ("ladder", "gates", "units"),
-    "evaluate": ("quality", "intervals", "machine", *_MODEL),
+    "evaluate": ("quality", "intervals", "likeness", "machine", *_MODEL),
+    "answer": ("quality", "intervals", "likeness", "machine", *_MODEL),
+    "agree": ("agree", "likeness"),
     "benchmark": ("bench", "intervals", "meter", "machine", *_MODEL),
     "gate": ("gates", "units"),
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
 READERS: dict[str, tuple[str, ...]] = dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",))  # what a backend shares
+WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 
@@ -65,6 +72,7 @@ class Plan:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
+    makers: list["_Builder"] = field(default_factory=list)
 
 
 def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
@@ -77,18 +85,99 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
             )
     fit = _fit(target, source, around)
     target = replace(target, scheme=fit.scheme)
-    steps = _steps(_Builder(plan, target, fit.choice, around, source.format), source, fit.recipes, strict)
+    make = _Builder(plan, target, fit.choice, around, source.format)
+    steps = _steps(make, source, fit.recipes, strict)
     if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
         raise TargetError([f"{target.file}: its step {clash[0]} is a step of the target {other} already; rename one of the two"])
     plan.steps.update((step.name, step) for step in steps)
+    plan.makers.append(make)
     plan.targets[target.name] = {
         "description": target.description,
         "default": target.default,
         "memory": target.memory_limit,
+        "estimates": dict(target.estimates),
         "time": target.time_limit,
         "fetch": {"url": source.url} if source.fetch else None,
     }
+
+
+def add_agreements(plan: Plan) -> None:
+    """For every model of which there are several artifacts: what each of them answers to the same inputs, and how far they agree."""
+    models: dict[str, list[_Builder]] = {}
+    for make in plan.makers:
+        target = make.target
+        same = [target.source, target.task, sorted(target.state.items()), sorted(target.shape.items())]
+        models.setdefault(digest.tagged("model", same), []).append(make)
+    names = {key: model_name(makers[0].target.source) for key, makers in models.items()}
+    taken = Counter(names.values())
+    for key, makers in models.items():
+        steps = _agreement(names[key] if taken[names[key]] == 1 else f"{names[key]}-{key[:8]}", makers)
+        plan.steps.update((step.name, step) for step in steps)
+
+
+def _agreement(model: str, makers: Sequence["_Builder"]) -> list[Step]:
+    """Baselines first, one for each way to convert it, then the targets' artifacts; what several targets make alike is one row."""
+    data = next((make.target.evaluation for make in makers if make.target.evaluation), "")
+    rows: dict[tuple[str, ...], tuple[dict[str, Any], Step]] = {}
+    for role in ("baseline", "candidate"):
+        for make in makers:
+            target, planned = make.target, make.plan.steps
+            convert = planned[f"convert:{target.name}"]
+            made = planned.get(f"choose:{target.name}") or planned.get(f"quantize:{target.name}") or convert
+            same: tuple[str, ...] = (convert.recipe,)
+            if role == "candidate":
+                same += made.recipe, target.calibration, target.evaluation if made.verb == "choose" else ""
+            if (role == "candidate" and made is convert) or same in rows:
+                rows[(convert.recipe,) if made is convert else same][0]["targets"] += [target.name] if role == "candidate" else []
+                continue
+            baseline = planned[f"evaluate:{target.name}.baseline"]
+            if role == "candidate" or target.evaluation != data:
+                baseline = make.across(
+                    "answer",
+                    f"{model}.{role}.{target.name}",
+                    {"model": (made if role == "candidate" else convert).outputs["model"], **({"data": data} if data else {})},
+                    {"answers": "answers.safetensors"},
+                    {"task": target.task, "role": "baseline", **(_state(target) if data else {})},
+                    ((made if role == "candidate" else convert).name,),
+                )
+            known = [row["framework"] for row, _ in rows.values() if row["of"] == "baseline"]
+            again = f" ({target.name})" if make.choice.framework in known else ""
+            row = {
+                "name": target.name if role == "candidate" else f"baseline {make.choice.framework}{again}",
+                "of": role,
+                "framework": make.choice.framework,
+                "scheme": target.scheme if role == "candidate" else "none",
+                "targets": [target.name] if role == "candidate" else [],
+            }
+            rows[same] = row, baseline
+    if len(rows) < 2:
+        return []
+    target = makers[0].target
+    agree = makers[0].across(
+        "agree",
+        model,
+        {f"answers/{row['name']}": step.outputs["answers"] for row, step in rows.values()},
+        {"matrix": f"build/{ACROSS}/{model}.json"},
+        {
+            "model": model,
+            "source": target.source.partition("?")[0],
+            "task": target.task,
+            "rows": [row for row, _ in rows.values()],
+        },
+        tuple(step.name for _, step in rows.values()),
+    )
+    return [*(step for _, step in rows.values() if step.target == ACROSS), agree]
+
+
+def model_name(source: str) -> str:
+    """What `agree:` calls a model: its file's or folder's name, of a repository its own, in small letters, digits and dashes."""
+    named = parse_source(source)
+    last = PurePosixPath(urlsplit(named.path).path if named.kind == "https" else named.path or named.name)
+    words = [last.stem if last.suffix in WEIGHTS else last.name]
+    if named.kind == "hf":
+        words = [named.name.rpartition("/")[2], *(words if named.path and words != ["model"] else [])]
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")[:50].strip("-") or "model"
 
 
 def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
@@ -151,6 +240,41 @@ class _Builder:
         on_demand: bool = False,
     ) -> Step:
         """`runs`: the step runs a framework, so versions, ISA and environment are in its recipe; `measures`: the machine too."""
+        name = self.target.name
+        folder = f"build/{name}/{verb}{suffix}"
+        return Step(
+            name=f"{verb}:{name}{suffix}",
+            verb=verb,
+            target=name,
+            recipe=self.recipe(verb, params, runs=runs, measures=measures),
+            inputs=inputs,
+            outputs={key: path if "/" in path else f"{folder}/{path}" for key, path in outputs.items()},
+            after=after,
+            on_demand=on_demand,
+        )
+
+    def across(
+        self,
+        verb: str,
+        name: str,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        params: Mapping[str, Any],
+        after: tuple[str, ...],
+    ) -> Step:
+        """A step of a model, on demand: no target needs it."""
+        return Step(
+            name=f"{verb}:{name}",
+            verb=verb,
+            target=ACROSS,
+            recipe=self.recipe(verb, params, runs=verb == "answer"),
+            inputs=inputs,
+            outputs={key: path if "/" in path else f"build/{ACROSS}/{verb}.{name}/{path}" for key, path in outputs.items()},
+            after=after,
+            on_demand=True,
+        )
+
+    def recipe(self, verb: str, params: Mapping[str, Any], *, runs: bool = False, measures: bool = False) -> str:
         components: dict[str, Any] = {"verb": verb, "params": params}
         modules = list(CODE[verb])
         if verb == "package":
@@ -168,18 +292,7 @@ class _Builder:
         components["code"] = {module: self.around.code(module) for module in modules}
         recipe = digest.tagged("recipe", components)
         self.plan.recipes[recipe] = components
-        name = self.target.name
-        folder = f"build/{name}/{verb}{suffix}"
-        return Step(
-            name=f"{verb}:{name}{suffix}",
-            verb=verb,
-            target=name,
-            recipe=recipe,
-            inputs=inputs,
-            outputs={key: path if "/" in path else f"{folder}/{path}" for key, path in outputs.items()},
-            after=after,
-            on_demand=on_demand,
-        )
+        return recipe
 
 
 def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any]], strict: bool) -> list[Step]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from edgebuild import hub, shipped, tether
-from edgebuild.errors import INTERRUPTED, Refused, StepFailed, disk
+from edgebuild import hub, resources, shipped, tether
+from edgebuild.errors import INTERRUPTED, OutOfMemory, Refused, StepFailed, disk
 from edgebuild.files import alive, mine, process_name, remove_tree
 from edgebuild.noop import STATE
 from edgebuild.step import ENVIRONMENT
@@ -25,6 +25,9 @@ PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLA
 SAMPLE_SECONDS = 0.1  # between two looks at the worker's memory
 LOOK_SECONDS = 1.0  # between two looks for its children: a walk over all processes, 4 ms of a core for a hundred
 LAST_LINES = 12
+# How allocators of C, C++, Python and torch say that they get no more; the first bytes of a log are looked at for it.
+NO_MEMORY = (b"cannot allocate memory", b"can't allocate memory", b"bad_alloc", b"memoryerror")
+MAX_LOG = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,11 +155,12 @@ class Workers:
         memory: int | None,
         seconds: float,
     ) -> Result:
+        used = f"used {(peak or 0) / 1e9:.2f} GB of memory"
+        whose = f"its limit of {memory / 1e9:.2f} GB" if memory else f"the {_machine_memory() / 1e9:.2f} GB of this machine"
+        raised = "raise limits.memory" if memory else "build on a larger machine"
+        advice = f"{raised}, or take a smaller model"
         if ended == "memory":
-            limit = (memory or _machine_memory()) / 1e9
-            raise StepFailed(
-                f"used {(peak or 0) / 1e9:.2f} GB of memory, over its limit of {limit:.2f} GB, and was ended; raise limits.memory, or take a smaller model"
-            )
+            raise OutOfMemory(f"{used}, over {whose}, and was ended", advice)
         if ended == "time":
             raise StepFailed(f"took longer than its limit of {seconds:.0f} s and was ended; raise limits.time{_tail(log)}")
         try:
@@ -165,11 +169,21 @@ class Workers:
         except (OSError, ValueError) as error:
             if _full(scratch):
                 raise StepFailed(disk(OSError(errno.ENOSPC, ""))) from error
+            if process.returncode == -signal.SIGKILL:
+                killed = "its process was killed (SIGKILL): the system ran out of memory, or somebody ended it"
+                freed = "free memory, build with -n 1, or take a smaller model"
+                raise OutOfMemory(f"{killed}; it {used} of {whose}", freed, _tail(log)) from error
+            if _wants_memory(log):
+                raise OutOfMemory(
+                    f"{_no_result(process.returncode)}, for want of memory; it {used}", advice, _tail(log)
+                ) from error
             raise StepFailed(_no_result(process.returncode) + _tail(log)) from error
         if "error" in result:
             unexpected, refused = result["error"].startswith("unexpected"), bool(result.get("refused"))
             if (unexpected or refused) and _full(scratch):  # a framework says it in words of its own, or not at all
                 raise StepFailed(disk(OSError(errno.ENOSPC, "")))
+            if result.get("memory") or (unexpected and _wants_memory(log)):
+                raise OutOfMemory(f"it got no more memory; it {used}", advice, f"\n  log: {os.path.relpath(log)}")
             if unexpected:
                 raise StepFailed(f"{result['error']}\n  log: {os.path.relpath(log)}")
             raise (Refused if refused else StepFailed)(result["error"])
@@ -273,9 +287,8 @@ def _anonymous(process: Any) -> int:
 
 @cache
 def _machine_memory() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total * 0.95)
+    found = resources.memory()
+    return int(min(found.total, found.cgroup_limit or found.total) * 0.95)
 
 
 def _kill_group(pid: int) -> None:
@@ -286,11 +299,19 @@ def _kill_group(pid: int) -> None:
 
 
 def _no_result(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return "its process was killed (SIGKILL): the system ran out of memory, or somebody ended it; free memory, or set limits.memory lower"
     if code < 0:
         return f"its process died of {signal.Signals(-code).name}: a crash in the framework"
     return f"its process ended with status {code} and no result"
+
+
+def _wants_memory(log: str) -> bool:
+    """Whether a worker that failed says that it got no memory: frameworks say so far above their last line, if there."""
+    try:
+        with open(log, "rb") as file:
+            said = file.read(MAX_LOG).lower()
+    except OSError:
+        return False
+    return any(words in said for words in NO_MEMORY)
 
 
 def _full(folder: str) -> bool:

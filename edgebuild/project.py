@@ -79,6 +79,12 @@ class Project:
                 found.append(other)
         return found
 
+    def owner(self, step: Step) -> str:
+        """The target whose limits hold for a step: its own, or that of what it follows where several targets share it."""
+        while step.target not in self.targets:
+            step = self.steps[step.after[0]]
+        return step.target
+
     def identity(self) -> list[Any]:
         return identity(self.version, self.strict)
 
@@ -145,6 +151,7 @@ class Project:
             whole.problems |= _problems(names, failed)
             if names != [file]:
                 whole.groups[file] = names
+        plan.add_agreements(whole)
         self.targets, self.steps, self.problems, self.groups = whole.targets, whole.steps, whole.problems, whole.groups
         self._by_target.clear()
         self._recipes = whole.recipes

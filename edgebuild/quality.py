@@ -19,6 +19,7 @@ from edgebuild import digest, machine, samples
 from edgebuild.backend import Backend, Session
 from edgebuild.errors import StepFailed
 from edgebuild.intervals import CONFIDENCE, Interval, bootstrap, retention, wilson
+from edgebuild.likeness import cosines, divergence
 from edgebuild.step import Action, Outcome
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _Rows:
 
 
 def run(action: Action, backend: Backend) -> Outcome:
-    """Output `measurements`; of the baseline also `answers`, which its candidates are held against. Raises StepFailed."""
+    """Output `measurements`; of the baseline also `answers`, which its candidates are held against, or those alone. Raises StepFailed."""
     views = list(backend.VIEWS) or [""]
     data = action.inputs.get("data")
     if action.params["task"] == "text-generation":
@@ -81,8 +82,9 @@ def run(action: Action, backend: Backend) -> Outcome:
         rows, summary = _text(action, backend, views, data) if data else _golden_text(action, backend, views)
     else:
         rows, summary = _tensors(action, backend, views[0], data)
-    text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
-    action.outputs["measurements"].write_text(text + "\n", encoding="utf-8")
+    if "measurements" in action.outputs:
+        text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
+        action.outputs["measurements"].write_text(text + "\n", encoding="utf-8")
     return Outcome(summary=summary)
 
 
@@ -182,21 +184,6 @@ def _distance(session: Session, windows: NDArray[np.int32], answers: _Answers) -
             first.append(logprobs.astype(np.float16))
     before = answers["nll"][: len(windows)].astype(np.float64)
     return _Distance(kl=found[0], same=found[1], nll=found[2], baseline_nll=before, first=np.concatenate(first))
-
-
-def divergence(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(reference‖candidate) in nats per row, of log-probabilities [T, V]; what rounding leaves below 0 is 0."""
-    log_p = _restored(reference)
-    found: NDArray[np.float64] = (np.exp(log_p) * (log_p - _restored(candidate))).sum(-1)
-    return np.maximum(found, 0.0)
-
-
-def _restored(logprobs: NDArray[Any]) -> NDArray[np.float64]:
-    """What was kept as float16 made to sum to 1 again: then its rounding adds some 10⁻⁶ to a divergence, not its own size."""
-    values = logprobs.astype(np.float64)
-    if logprobs.dtype == np.float16:
-        values -= np.log(np.exp(values).sum(-1, keepdims=True))
-    return values
 
 
 def _text_rows(rows: _Rows, distance: _Distance) -> str:
@@ -435,7 +422,7 @@ def _baseline_tensors(action: Action, rows: _Rows, made: _Given, labels: NDArray
         arrays["predicted"] = made.predicted
     if labels is not None:
         arrays["labels"] = labels
-    _write_answers(action.outputs["answers"], arrays, "tensors", rows.data, rows.runtime)
+    _write_answers(action.outputs["answers"], arrays, "tensors", rows.data, rows.runtime, list(made.outputs))
     if labels is None or made.predicted is None:
         return f"answers to {n:,} {'golden inputs' if rows.data.startswith('golden') else 'samples'}"
     right = made.predicted == labels
@@ -465,9 +452,9 @@ def _likeness(rows: _Rows, pairs: Sequence[tuple[str, NDArray[np.float32], NDArr
             signal[i] += a @ a
             square[i] += b @ b
             noise[i] += (a - b) @ (a - b)
-    cosines = _cosines(dot, signal, square)
-    interval = bootstrap(cosines, np.ones(n))
-    rows.add("cosine", float(cosines.mean()), "cosine", n, interval)
+    alike = cosines(dot, signal, square)
+    interval = bootstrap(alike, np.ones(n))
+    rows.add("cosine", float(alike.mean()), "cosine", n, interval)
     decibels, bounds = None, None
     if signal.sum() > 0:
         decibels = snr(float(noise.sum() / signal.sum()))
@@ -475,14 +462,7 @@ def _likeness(rows: _Rows, pairs: Sequence[tuple[str, NDArray[np.float32], NDArr
         bounds = drawn and (snr(drawn[1]), snr(drawn[0]))
     rows.add("snr", decibels, "dB", n, bounds, reason="every output of the baseline is 0")
     shown = "no SNR" if decibels is None else f"SNR {decibels:.1f} dB"
-    return f"cosine {cosines.mean():.4f}{_shown(interval, 4)}, {shown}"
-
-
-def _cosines(dot: NDArray[np.float64], signal: NDArray[np.float64], square: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Per sample; two vectors of zeros are alike (1), one of them is not (0)."""
-    length = np.sqrt(signal * square)
-    alike = (signal == square).astype(np.float64)
-    return np.clip(np.where(length > 0, dot / np.where(length > 0, length, 1.0), alike), -1.0, 1.0)
+    return f"cosine {alike.mean():.4f}{_shown(interval, 4)}, {shown}"
 
 
 def snr(ratio: float) -> float:
@@ -574,11 +554,16 @@ class _Answers:
         return array.reshape(self._count, -1, *array.shape[1:])[self._kept].reshape(-1, *array.shape[1:])
 
 
-def _write_answers(path: Path, arrays: Mapping[str, NDArray[Any]], kind: str, data: str, runtime: str) -> None:
-    """One metadata key alone: safetensors writes several in another order each time, and the bytes are a key's input."""
+def _write_answers(
+    path: Path, arrays: Mapping[str, NDArray[Any]], kind: str, data: str, runtime: str, outputs: Sequence[str] = ()
+) -> None:
+    """One metadata key alone: safetensors writes several in another order each time, and the bytes are a key's input.
+
+    `outputs`: the model's, in its own order, which the file does not keep.
+    """
     from safetensors.numpy import save_file
 
-    about = json.dumps({"kind": kind, "data": data, "runtime": runtime}, sort_keys=True)
+    about = json.dumps({"kind": kind, "data": data, "runtime": runtime, "outputs": list(outputs)}, sort_keys=True)
     save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, path, metadata={"about": about})
 
 

@@ -20,7 +20,7 @@ from edgebuild.noop import STATE, Signature, signature
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
 from edgebuild.provide import Toolchains, Unwatched, Watcher
-from edgebuild.step import SOURCES, Step
+from edgebuild.step import ACROSS, SOURCES, Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
 ALONE, BESIDE = "waits to have the machine to itself", "waits for a measurement that has the machine to itself"
@@ -171,8 +171,8 @@ class Builder:
 
     def _download(self, step: Step, key: str, scratch: str) -> Mapping[str, str] | None:
         """Where an unfinished download stays; what the store has already is not downloaded again, whatever key it had."""
-        given = self.project.targets[step.target]["fetch"]
-        if step.verb != "fetch" or not given:
+        given = self.project.targets[step.target]["fetch"] if step.verb == "fetch" else None
+        if not given:
             return None
         partial = os.path.abspath(f"{self.project.store.root}/partial/{key}")
         known = Artifact(digest=self.project.recipes[step.recipe]["params"].get("sha256", ""), tree=False, size=0)
@@ -225,11 +225,13 @@ class Builder:
             return outputs, Result(
                 summary=outcome.summary, refused=outcome.refused, network="", seconds=seconds, peak_memory=None
             )
-        limits = self.project.targets[step.target]
+        limits = self.project.targets[self.project.owner(step)]
         alone = "machine" in components
         with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python:
             beside = _machine(True, lambda: self._tell(step.name, ALONE)) if alone else self._beside_measurements(step.name)
-            with beside:
+            from edgebuild import heavy
+
+            with beside, heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)):
                 folders = os.path.abspath(scratch), os.path.abspath(log)
                 return outputs, self._perform(action, *folders, limits["memory"], limits["time"], python)
 
@@ -383,7 +385,8 @@ def clean(project: Project, step: Step) -> None:
 
 def sweep(project: Project) -> dict[str, str]:
     """Remove what steps and targets that are no more had made, by their receipts; → target → why that could not be."""
-    receipts = {step.receipt for step in project.steps.values()}
+    known = {step.receipt for step in project.steps.values()}
+    known.update(path for step in project.of(ACROSS) for path in step.outputs.values())  # a matrix lies among receipts
     problems: dict[str, str] = {}
     if not project.problems:
         _forget_sources(project)
@@ -392,7 +395,7 @@ def sweep(project: Project) -> dict[str, str]:
             continue  # it cannot be planned today, or is one of a file's that cannot be read; what it made stays
         for name in _names(f"build/{target}"):
             path = f"build/{target}/{name}"
-            if name.endswith(".json") and name != "evidence.json" and path not in receipts:
+            if name.endswith(".json") and name != "evidence.json" and path not in known:
                 try:
                     withdraw(project, path)
                 except OSError as error:
@@ -420,6 +423,8 @@ def _ours(path: str, receipt: str) -> bool:
         "package.json": (f"dist/{target}", f"dist/{target}.tar"),
         "build.json": (f"dist/{target}.evidence.json", f"build/{target}/evidence.json"),
     }
+    if target == ACROSS and path == f"build/{ACROSS}/{name.removeprefix('agree.')}":
+        return name.startswith("agree.")
     inside = path.startswith(receipt.removesuffix(".json") + "/") and os.path.normpath(path) == path
     return inside or path in delivered.get(name, ())
 

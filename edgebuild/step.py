@@ -8,6 +8,7 @@ from typing import Any
 from edgebuild import digest
 
 SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
+ACROSS = "agree"  # in place of a target's name: steps that several targets of one model share; no target is called so
 VERBS = ("fetch", "assess", "convert", "quantize", "choose", "evaluate", "benchmark", "gate", "package")
 # What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
 ENVIRONMENT = {
@@ -45,8 +46,8 @@ class Step:
     @property
     def stem(self) -> str:
         """The step's own folder in `build/TARGET`, and its receipt's name: `quantize`, `evaluate.baseline`."""
-        rest = self.name.split(":", 1)[1].removeprefix(self.target)
-        return self.verb + rest
+        rest = self.name.split(":", 1)[1]
+        return f"{self.verb}.{rest}" if self.target == ACROSS else self.verb + rest.removeprefix(self.target)
 
     @property
     def receipt(self) -> str:

@@ -69,6 +69,7 @@ class Target:
     archive: bool
     require_level: str
     memory_limit: int | None
+    estimates: Mapping[str, int]  # a step's name → the memory that it takes, where the target says it better than an estimate
     time_limit: float
     lines: Mapping[str, int] = field(compare=False)  # dotted key -> its line in `file`, for messages
 

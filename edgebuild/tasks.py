@@ -40,6 +40,8 @@ DOCS = {
     "benchmark": "measure size, latency and memory against the unquantized model",
     "gate": "judge what was measured: PASS, FAIL or INCONCLUSIVE",
     "package": "write the bundle to dist/",
+    "answer": "run one artifact of a model on the inputs that all of them answer",
+    "agree": "hold every artifact of a model against the others on the same inputs",
 }
 COMMANDS = ("run", "list", "info", "clean", "forget", "ignore", "help", "strace", "dumpdb", "tabcompletion", "reset-dep")
 VARIABLES = ("package.version", "strict", "again")
@@ -75,6 +77,7 @@ class Tasks:
         self._lock = threading.Lock()
         self._turn = ExitStack()  # held from the first step until the process ends
         self._interrupted = False
+        self._matrices: list[str] = []  # that were asked for
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
 
@@ -91,7 +94,7 @@ class Tasks:
                 "doc": f"the {len(names)} of targets/{file}.yaml",
                 "task_dep": builds,
             }
-        for verb in VERBS:
+        for verb in DOCS:
             yield {"basename": verb, "name": None, "doc": DOCS[verb]}
         for name, problem in self.project.problems.items():
             for verb in (*VERBS, "build"):
@@ -132,6 +135,7 @@ class Tasks:
         The system takes the lock back from who is killed. Where it cannot be written, the first step says so. Then what an
         earlier crash left behind is collected, even if it left nothing to do.
         """
+        self._matrices = [self.project.steps[name].outputs["matrix"] for name in sorted(names) if name.startswith("agree:")]
         if self.fresh.remembered and all(map(self.fresh.known, filter(None, map(self.project.steps.get, names)))):
             return
         try:
@@ -153,13 +157,13 @@ class Tasks:
                     self.journal.stays(target, problem)
             remember(self.project, self.fresh)
         self.project.memo.save()
-        self.journal.write(time.monotonic() - self.start)
+        self.journal.write(time.monotonic() - self.start, self._matrices)
         return INTERRUPTED if self._interrupted else self.journal.status()
 
     def _task(self, step: Step) -> dict[str, Any]:
         # `build:NAME` is a task of its own, not one of a group, so that `doit list` shows targets and their descriptions.
         own = {"basename": step.verb, "name": step.name.split(":", 1)[1]}
-        doc = DOCS.get(step.verb, self.project.targets[step.target]["description"])
+        doc = DOCS.get(step.verb) or self.project.targets[step.target]["description"]
         return {
             **({"basename": step.name} if step.verb == "build" else own),
             "doc": doc or f"build {step.target}",
@@ -242,7 +246,7 @@ class Tasks:
         """A mistyped name is answered with a close one, which doit itself does not do."""
         known = {
             "build",
-            *VERBS,
+            *DOCS,
             *self.project.steps,
             *(f"quantize:{step.target}" for step in self.project.steps.values() if step.verb == "choose"),
             *(f"build:{name}" for name in (*self.project.problems, *self.project.groups)),
@@ -260,11 +264,11 @@ class Tasks:
                     continue  # the value of an option
                 if word in (*self.project.names(), *self.project.groups):
                     raise InvalidDodoFile(f'"{word}" is a target, and a task is a verb and a target: doit build:{word}')
-                if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *VERBS))):
+                if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *DOCS))):
                     raise InvalidDodoFile(f'there is no command or task "{word}".{near}')
                 continue
             if word not in known and not any(fnmatch(one, word) for one in known):
-                near = did_you_mean(word, known) or did_you_mean(verb, [*VERBS, "build"])
+                near = did_you_mean(word, known) or did_you_mean(verb, [*DOCS, "build"])
                 raise InvalidDodoFile(f'there is no "{word}"; `doit list` shows the targets.{near}')
 
 

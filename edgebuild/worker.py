@@ -89,6 +89,10 @@ def _dispatch(action: Action) -> Outcome:
         from edgebuild import gates
 
         return gates.run(action)
+    if verb == "agree":
+        from edgebuild import agree
+
+        return agree.run(action)
     if verb == "build":
         from edgebuild import evidence
 
@@ -105,7 +109,7 @@ def _dispatch(action: Action) -> Outcome:
         if reason := backend.refuse(facts, action.params):
             raise StepFailed(f"{action.backend} refuses this model: {reason}")
         return backend.convert(action, facts) if verb == "convert" else backend.quantize(action, facts)
-    if verb == "evaluate":
+    if verb in ("evaluate", "answer"):
         from edgebuild import quality
 
         return quality.run(action, backend)
@@ -133,7 +137,7 @@ def main(path: str) -> int:
     except EdgebuildError as error:
         result |= {"error": str(error), "status": error.status, "refused": isinstance(error, Refused)}
     except MemoryError:
-        result |= {"error": "it ran out of memory", "status": StepFailed.status}
+        result |= {"error": "it got no more memory", "status": StepFailed.status, "memory": True}
     except OSError as error:
         traceback.print_exc()
         result |= {"error": disk(error), "status": StepFailed.status}

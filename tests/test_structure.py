@@ -26,6 +26,8 @@ ROOTS = {
     "quantize": [f"backends.{name}" for name in BACKENDS],
     "choose": ["ladder"],
     "evaluate": ["quality"],
+    "answer": ["quality"],
+    "agree": ["agree"],
     "benchmark": ["bench"],
     "gate": ["gates"],
     "package": ["bundle", *(f"bundles.{name}" for name in BUNDLES)],

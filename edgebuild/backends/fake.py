@@ -124,6 +124,11 @@ def _misbehave(text: str, action: Action) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif text == "!abort":
         os.abort()
+    elif text == "!bad_alloc":
+        print("terminate called after throwing an instance of 'std::bad_alloc'", flush=True)
+        os._exit(127)
+    elif text == "!MemoryError":
+        raise MemoryError
     elif text == "!exit":
         os._exit(0)
     elif text == "!nothing":
