@@ -40,8 +40,11 @@ CODE: dict[str, tuple[str, ...]] = {
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
-READERS: dict[str, tuple[str, ...]] = dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",))  # what a backend shares
 WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without
+READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
+    "onnxruntime": ("onnxsource",),
+    "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
+}
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 

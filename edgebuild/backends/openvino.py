@@ -1,33 +1,32 @@
 """OpenVINO: ONNX in, its own IR out (model.xml, model.bin); NNCF makes int8 of weights and activations, or int8 and int4 of weights.
 
 OpenVINO computes in bfloat16 where the processor can, and an unquantized model lost 3 % of its accuracy by that: baseline and
-candidate are held to float32. What was quantized is counted in the files as they lie on the disk.
+candidate are held to float32. What was quantized is counted in the files as they lie on the disk. Language models from Hugging
+Face folders are the matter of `openvino_lm`.
 """
 
 from __future__ import annotations
 
-import html
 import json
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import onnxsource, reference
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
-from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean
+from edgebuild import onnxsource
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backends import openvino_ir as ir
+from edgebuild.backends import openvino_lm
+from edgebuild.errors import StepFailed, did_you_mean
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
-from edgebuild.units import human
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 NEEDS: Mapping[str, Needs] = {
-    "onnx": Needs(lock="openvino", packages=("openvino", "nncf", "onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes"))
+    "onnx": Needs(lock="openvino", packages=("openvino", "nncf", "onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")),
+    "huggingface": Needs(lock="openvino-lm", packages=openvino_lm.PACKAGES),
 }
 SCHEMES: Mapping[str, Sequence[str]] = {
     "int8": ("method", "symmetric", "exclude", "max_drop"),
@@ -38,25 +37,7 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 MODEL = "model.xml"
 # Throughput is for many requests at once: here one is timed, as a device makes them.
 CPU = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
-RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence", "LSTMCell", "GRUCell", "RNNCell")
-QUANTIZABLE = (*CONVOLUTIONS, "MatMul", *RECURRENT)
-BITS = {"i4": 4, "u4": 4, "i8": 8, "u8": 8}
-# What people know by ONNX's names: `exclude` takes both.
-ONNX_NAMES: Mapping[str, Sequence[str]] = {
-    "Conv": CONVOLUTIONS[:2],
-    "ConvTranspose": CONVOLUTIONS[2:],
-    "Gemm": ("MatMul",),
-    "LSTM": ("LSTMSequence",),
-    "GRU": ("GRUSequence",),
-    "Mul": ("Multiply",),
-}
-# What stands between a weight and its reader, and between an activation's quantizer and the operator.
-_WEIGHT_PATH = ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
-_ACTIVATION_PATH = ("Convert", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
-_GENERATED = re.compile(r"[A-Z]\w*_\d+\Z")  # what OpenVINO calls an operator without a name: its type and a running number
-_LAYER = re.compile(r'(<layer id="\d+" name=")([^"]*)(")')
-GROUPS = (128, 64, 32, 16, 8)  # group sizes to suggest
+QUANTIZABLE = (*ir.CONVOLUTIONS, "MatMul", *ir.RECURRENT)
 # The quickest kernels first. NNCF's own default is `symmetric`. `only`: the operators that are quantized, for models whose
 # element-wise ones do not bear it. `within` gives operators back to float; without `activations` weights alone are quantized.
 LADDER: Mapping[str, Rung] = {
@@ -93,6 +74,8 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    if facts.format == "huggingface":
+        return openvino_lm.refuse(facts, parameters)
     return onnxsource.refuse(facts, parameters, DOMAINS, "OpenVINO")
 
 
@@ -102,6 +85,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     Fitted on six models of 0.6 to 25 MB, most within 4 % of what was made, all within 8 %; memory, measured on 0.6 and 210 MB,
     at 0.7 to 1 of it. Which layer is the last, and thus int8 among int4, no header tells.
     """
+    if facts.format == "huggingface":
+        return openvino_lm.estimate(facts, scheme, parameters)
     data = sum(number * safetensors.BITS.get(dtype, 32) for dtype, number in facts.parameters.items()) // 8
     operators = sum(number for name, number in facts.operators.items() if name != "Constant")
     whole = data + 600 * operators + 2000
@@ -112,7 +97,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     layers = sum(facts.operators.get(operator, 0) for operator in reached)
     artifact = whole + (4 if static else 3) * (count - sum(facts.weights.values()))
     for operator in reached & set(facts.weights):
-        bytes_each = _bytes_each(parameters) if scheme == "int4" and operator in ("MatMul", "Gemm") else 1
+        bytes_each = ir.bytes_each(parameters) if scheme == "int4" and operator in ("MatMul", "Gemm") else 1
         artifact -= int(facts.weights[operator] * (data / max(count, 1) - bytes_each))
     artifact += layers * ((3000 if static else 2100 if symmetric else 3400) + (800 if scheme == "int4" else 0))
     artifact += 300 * (operators - layers) if static else 0
@@ -120,14 +105,10 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     return Estimate(artifact=artifact, making=making, running=IMPORTED + artifact * (5 if static else 3) // 2)
 
 
-def _bytes_each(parameters: Mapping[str, Any]) -> float:
-    """Of a weight: 4 bits with a 16-bit scale a group, and a zero point of 4 bits where there is one; the rest in int8."""
-    in_groups = 0.5 + (2 if parameters["symmetric"] else 2.5) / parameters["group_size"]
-    return float(parameters["ratio"] * in_groups + 1 - parameters["ratio"])
-
-
 def convert(action: Action, facts: ModelFacts) -> Outcome:
     """The model as IR with its weights as stored, its opset raised first where it is older than 13; held against the source."""
+    if facts.format == "huggingface":
+        return openvino_lm.convert(action, facts)
     source, folder = action.inputs["model"], action.outputs["model"]
     folder.mkdir()
     opsets, raised = onnxsource.opsets(facts), folder.parent / "raised.onnx"
@@ -136,7 +117,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         onnxsource.raise_opset(source, raised)
         done += f" raised to {opsets['model']}"
     readable = raised if raised.exists() else source
-    with _openvino("read this model", advice="; export it without what is named here, or name framework: onnxruntime"):
+    with ir.framework("read this model", advice="; export it without what is named here, or name framework: onnxruntime"):
         import openvino
         from openvino._offline_transformations import apply_moc_transformations
 
@@ -144,7 +125,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         if shapes := action.params.get("shape"):
             model.reshape(dict(shapes))
         apply_moc_transformations(model, cf=False, smart_reshape=True)  # all that openvino.convert_model does, without telemetry
-    _save(model, folder, onnxsource.names(readable))
+    ir.save(model, folder / MODEL, onnxsource.names(readable))
     del model
     raised.unlink(missing_ok=True)
     session = open(folder)
@@ -155,21 +136,26 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
     """By NNCF, on the IR. Raises StepFailed where nothing was quantized, the files did not shrink, or `max_drop` is not kept."""
+    if (action.inputs["model"] / openvino_lm.MODEL).exists():
+        return openvino_lm.quantize(action)
     source, folder = action.inputs["model"] / MODEL, action.outputs["model"]
     folder.mkdir()
-    with _openvino("read its own IR"):
-        import openvino
-
-        model = openvino.Core().read_model(source)
-    scope = _excluded(model, action.params)
-    made, how = (_static if action.params["activations"] else _weights)(model, scope, action)
-    _save(made, folder, set(_layers(source)))
-    return _counted(action, model, how)
+    model = ir.read(source)
+    scope = ir.excluded(model, action.params)
+    if action.params["activations"]:
+        made, how = _static(model, scope, action)
+    else:
+        made, how = ir.compress(model, scope, action.params, lambda: _feeds(action, model))
+    ir.save(made, folder / MODEL, set(ir.layers(source)))
+    del made
+    possible = sum(op.get_type_name() in QUANTIZABLE for op in model.get_ops())
+    candidates = [op for op in ir.read(folder / MODEL).get_ops() if op.get_type_name() in QUANTIZABLE]
+    return ir.counted(action, candidates, possible, "Conv MatMul LSTM", how)
 
 
 def smoke() -> str:
     """A small matrix product, compiled; and NNCF imported, which takes two seconds."""
-    with _openvino("multiply matrices"):
+    with ir.framework("multiply matrices"):
         import nncf
         import numpy as np
         import openvino
@@ -185,20 +171,18 @@ def smoke() -> str:
     return f"{session.runtime}, nncf {nncf.__version__}"
 
 
-def open(model: Path, view: str = "") -> IrSession:
+def open(model: Path, view: str = "") -> Session:
     """Raises StepFailed where OpenVINO cannot load it."""
-    path = model / MODEL if model.is_dir() else model
-    with _openvino(f"load {path.name}"):
-        import openvino
-
-        return IrSession(openvino.Core().read_model(path))
+    if (model / openvino_lm.MODEL).exists():
+        return openvino_lm.LmSession(model)
+    return IrSession(ir.read(model / MODEL if model.is_dir() else model))
 
 
 class IrSession:
     """A model compiled for the CPU, in float32 and on one thread."""
 
     def __init__(self, model: Any) -> None:
-        with _openvino("compile the model"):
+        with ir.framework("compile the model"):
             import openvino
 
             compiled = openvino.Core().compile_model(model, "CPU", CPU)
@@ -211,7 +195,7 @@ class IrSession:
         self.runtime = f"openvino {version}, CPU, {precision.get_type_name()}, {threads} thread{'' if threads == 1 else 's'}"
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        with _openvino("run the model"):
+        with ir.framework("run the model"):
             found = self._request.infer([feeds[one["name"]] for one in self.inputs], share_inputs=True)
             return {name: found[index] for index, name in enumerate(self._outputs)}
 
@@ -243,7 +227,7 @@ def _static(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]
     feeds = list(samples.calibration(action, session))
     attention = _has_attention(model)
     how: dict[str, Any] = {"samples": len(feeds), "model_type": "transformer" if attention else None}
-    with _openvino("quantize this model", "NNCF"):
+    with ir.framework("quantize this model", "NNCF"):
         import nncf
 
         settings = {
@@ -305,69 +289,10 @@ def _answers(scores: NDArray[Any]) -> NDArray[Any]:
     return classes
 
 
-def _weights(model: Any, scope: Any, action: Action) -> tuple[Any, dict[str, Any]]:
-    """Weights alone; with `ratio` below 1 the layers that bear it worst get int8, by calibration data where there are some."""
-    params = action.params
-    kind = f"{params['scheme'].upper()}_{'SYM' if params['symmetric'] else 'ASYM'}"
-    with _openvino("quantize this model", "NNCF"):
-        import nncf
-        from nncf.quantization.advanced_parameters import AdvancedCompressionParameters, GroupSizeFallbackMode
+def _feeds(action: Action, model: Any) -> list[Mapping[str, NDArray[Any]]]:
+    from edgebuild import samples
 
-        if params["scheme"] == "int8":
-            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode[kind], ignored_scope=scope), {}
-        feeds = []
-        if params["ratio"] < 1 and "calibration" in action.inputs:
-            from edgebuild import samples
-
-            feeds = list(samples.calibration(action, IrSession(model)))
-        try:
-            made = nncf.compress_weights(
-                model,
-                mode=nncf.CompressWeightsMode[kind],
-                ratio=params["ratio"],
-                group_size=params["group_size"],
-                dataset=nncf.Dataset(feeds) if feeds else None,
-                ignored_scope=scope,
-                advanced_parameters=AdvancedCompressionParameters(group_size_fallback_mode=GroupSizeFallbackMode.ERROR),
-            )
-        except nncf.InvalidGroupSizeError as error:
-            raise StepFailed(_no_multiple(params["group_size"], str(error))) from error
-    return made, {"group_size": params["group_size"], "ratio": params["ratio"], "samples": len(feeds)}
-
-
-def _no_multiple(size: int, said: str) -> str:
-    """NNCF's list of layers whose inputs the group size does not divide, as one sentence."""
-    found = re.findall(r'"([^"]+)" \(channel size: (\d+)\)', said)
-    if not found:
-        return f"quantize.group_size: {size} does not divide the inputs of every layer ({' '.join(said.split())[:200]})"
-    fitting = [str(other) for other in GROUPS if not any(int(number) % other for _, number in found)]
-    advice = f"{' or '.join(fitting)} would fit" if fitting else "leave such layers in float by quantize.exclude"
-    name, number = found[0]
-    more = f", as have {len(found) - 1} more" if len(found) > 1 else ""
-    return f"quantize.group_size: {size} does not divide the {number} inputs of the layer {name}{more}; {advice}"
-
-
-def _excluded(model: Any, params: Mapping[str, Any]) -> Any:
-    """`exclude` holds names of nodes or operators, ONNX's or OpenVINO's. Raises BadInput for one that matches nothing.
-
-    Recurrent layers stay in float: NNCF 3.4 makes of them a model that is right in memory and, saved, gives one answer for all.
-    """
-    import nncf
-
-    operators = {op.get_friendly_name(): op.get_type_name() for op in model.get_ops() if op.get_type_name() != "Constant"}
-    found = {name for name, kind in operators.items() if kind in RECURRENT}
-    if only := {kind for name in params["only"] for kind in ONNX_NAMES.get(name, (name,))}:
-        found |= {name for name, kind in operators.items() if kind not in only}
-    for name in params["exclude"]:
-        kinds = ONNX_NAMES.get(name, (name,))
-        # A node with a bias becomes two operators: NODE, and NODE/WithoutBiases before it.
-        matched = {one for one, kind in operators.items() if kind in kinds or one == name or one.startswith(f"{name}/")}
-        if not matched:
-            raise BadInput(
-                f'quantize.exclude: no node or operator is called "{name}"; operators: {", ".join(sorted(set(operators.values())))}'
-            )
-        found |= matched
-    return nncf.IgnoredScope(names=sorted(found), validate=False)
+    return list(samples.calibration(action, IrSession(model))) if "calibration" in action.inputs else []
 
 
 def _has_attention(model: Any) -> bool:
@@ -382,112 +307,10 @@ def _has_attention(model: Any) -> bool:
 
 def _multiplied(op: Any, depth: int = 4) -> bool:
     if op.get_type_name() == "MatMul":
-        return not any(_weight_bits(op, index) or _is_constant(op, index) for index in range(2))
-    passes = depth and op.get_type_name() in _ACTIVATION_PATH
+        return not any(ir.weight_bits(op, index) or _is_constant(op, index) for index in range(2))
+    passes = depth and op.get_type_name() in ir.ACTIVATION_PATH
     return bool(passes) and any(_multiplied(reader.get_node(), depth - 1) for reader in op.output(0).get_target_inputs())
-
-
-# -- counting -------------------------------------------------------------------------------------------------------------
-def _counted(action: Action, original: Any, how: Mapping[str, Any]) -> Outcome:
-    with _openvino(f"load {MODEL} as it was saved"):
-        import openvino
-
-        made = openvino.Core().read_model(action.outputs["model"] / MODEL)
-    before, after = (
-        sum(path.stat().st_size for path in place.iterdir()) for place in (action.inputs["model"], action.outputs["model"])
-    )
-    possible = sum(op.get_type_name() in QUANTIZABLE for op in original.get_ops())
-    candidates = [op for op in made.get_ops() if op.get_type_name() in QUANTIZABLE]
-    reached = [op for op in candidates if _is_quantized(op)]
-    onnxsource.check_quantized(len(reached), possible, ("Conv", "MatMul", "LSTM"), before, after)
-    bits = Counter(f"int{number}" for op in reached if (number := _bits(op)))
-    scheme, method = str(action.params["scheme"]), str(action.params["method"])
-    if scheme == "int4" and not bits["int4"]:
-        raise StepFailed(
-            "nothing became int4: NNCF takes MatMul and Gemm alone, but for the last one, and this model has no other; "
-            "write scheme: int8, or name another framework"
-        )
-    report = {
-        "method": method,
-        "symmetric": action.params["symmetric"],
-        "operators": len(reached),
-        "quantizable": possible,
-        "weights": dict(sorted(bits.items())),
-        "not_quantized": sorted(op.get_friendly_name() for op in candidates if not _is_quantized(op)),
-        "bytes_before": before,
-        "bytes_after": after,
-        **{key: action.params[key] for key in ("exclude", "only") if action.params[key]},
-        **how,
-    }
-    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"{scheme} {method}, {len(reached)} of {possible} operators, {human(before)} → {human(after)}")
-
-
-def _is_quantized(op: Any) -> bool:
-    return bool(_bits(op)) or any(_has_quantizer(op, index) for index in range(op.get_input_size()))
-
-
-def _bits(op: Any) -> int:
-    """The fewest bits of an operator's weights, 0 where all are floats."""
-    return min(filter(None, (_weight_bits(op, index) for index in range(op.get_input_size()))), default=0)
-
-
-def _weight_bits(op: Any, index: int) -> int:
-    """Bits of the stored weight behind an input, 0 where there is none or a float."""
-    node = op.input_value(index).get_node()
-    while node.get_type_name() in _WEIGHT_PATH:
-        node = node.input_value(0).get_node()
-    return BITS.get(node.get_element_type().get_type_name(), 0) if node.get_type_name() == "Constant" else 0
 
 
 def _is_constant(op: Any, index: int) -> bool:
     return bool(op.input_value(index).get_node().get_type_name() == "Constant")
-
-
-def _has_quantizer(op: Any, index: int) -> bool:
-    node = op.input_value(index).get_node()
-    while node.get_type_name() in _ACTIVATION_PATH:
-        node = node.input_value(0).get_node()
-    return bool(node.get_type_name() == "FakeQuantize")
-
-
-# -- files ----------------------------------------------------------------------------------------------------------------
-def _save(model: Any, folder: Path, kept: set[str]) -> None:
-    with _openvino("save the model"):
-        import openvino
-
-        openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
-    _rename(folder / MODEL, kept)
-
-
-def _layers(xml: Path) -> list[str]:
-    return [html.unescape(name) for _, name, _ in _LAYER.findall(xml.read_text(encoding="utf-8"))]
-
-
-def _rename(xml: Path, kept: set[str]) -> None:
-    """Generated names hold a number that counts all that the process made before: renumber them, in the order of the file.
-
-    Layers are joined by their ids, so a name means nothing to OpenVINO. `kept` are the names that somebody gave.
-    """
-    numbers: Counter[str] = Counter()
-
-    def renamed(match: re.Match[str]) -> str:
-        if html.unescape(match[2]) in kept or not _GENERATED.match(match[2]):
-            return match[0]
-        kind = match[2].rpartition("_")[0]
-        numbers[kind] += 1
-        return f"{match[1]}{kind}.{numbers[kind]}{match[3]}"
-
-    xml.write_text(_LAYER.sub(renamed, xml.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-@contextmanager
-def _openvino(doing: str, who: str = "OpenVINO", advice: str = "") -> Iterator[None]:
-    """A framework's exception as one sentence of ours."""
-    try:
-        yield
-    except EdgebuildError:
-        raise
-    except Exception as error:
-        said = re.sub(r"Exception from \S+:\d+:|Check '[^']*' failed at \S+:\d+:", "", str(error))
-        raise StepFailed(f"{who} cannot {doing}: {reference.said(Exception(said))}{advice}") from error

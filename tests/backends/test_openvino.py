@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgebuild import onnxsource, quality, reference
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
-from edgebuild.backends import openvino
+from edgebuild.backends import openvino, openvino_ir
 from edgebuild.errors import StepFailed
 from edgebuild.source import find
 from edgebuild.step import ENVIRONMENT, Action, Outcome
@@ -247,7 +247,7 @@ def test_the_same_bytes_twice_in_one_process(converted: Path, tmp_path: Path) ->
 
 
 def test_generated_names_differ_without_renaming(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino, "_rename", lambda xml, kept: None)
+    monkeypatch.setattr(openvino_ir, "rename", lambda xml, kept: None)
     for name in "ab":
         quantize(converted / "model", tmp_path / name, "int8")
     first, second = (contents(tmp_path / name / "model") for name in "ab")

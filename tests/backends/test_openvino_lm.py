@@ -1,0 +1,533 @@
+"""OpenVINO for language models, on the example model: what is converted and quantized, and that a wrong one does not get through.
+
+optimum-intel shares no environment with mlx-lm: .ci/run has it in one of its own. What needs none of it runs everywhere.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgebuild import reference, resources
+from edgebuild.assess import assess
+from edgebuild.backend import ModelFacts
+from edgebuild.backends import openvino, openvino_ir, openvino_lm
+from edgebuild.errors import StepFailed
+from edgebuild.step import ENVIRONMENT, Action, Outcome
+from tests.backends.phi3 import (
+    MODEL,
+    TOKENS,
+    contents,
+    copied,
+    divergence,
+    edit,
+    edit_weights,
+    golden,
+    inputs,
+    narrow,
+    needs_openvino_lm,
+    report,
+    swap_first_tokens,
+)
+from tests.conftest import ROOT
+from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
+
+TEXT = MODEL.parents[1] / "data/eval.txt"
+BY_TORCH = {"torch": "2", "transformers": "5"}
+
+
+def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
+    out.mkdir()
+    files = inputs(source)
+    params = {"task": "text-generation", "reference": versions or {}}
+    made = {"model": out / "model", "report": out / "report.json"}
+    action = Action(verb="convert", backend="openvino", params=params, inputs=files, outputs=made)
+    return openvino.convert(action, assess(files))
+
+
+def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = None, **given: Any) -> Outcome:
+    out.mkdir()
+    settings = openvino.parameters(scheme, {"method": "weights", **given} if scheme == "int8" else given, calibration is not None)
+    params = {"task": "text-generation", "scheme": scheme, "samples": 4 if calibration else None, **settings}
+    made = {"model": out / "model", "report": out / "report.json"}
+    files = {"model": model, **({"calibration": calibration} if calibration else {})}
+    action = Action(verb="quantize", backend="openvino", params=params, inputs=files, outputs=made)
+    return openvino.quantize(action, ModelFacts(format="huggingface"))
+
+
+def logits(out: Path, tokens: Any) -> Any:
+    session = openvino.open(out / "model")
+    try:
+        return session.logits(tokens)
+    finally:
+        session.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_in_a_worker() -> Iterator[None]:
+    """Without these variables openvino-telemetry starts a process for each event, which waits for a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("openvino-lm") / "converted"
+    convert(MODEL, out, BY_TORCH)
+    return out
+
+
+@pytest.fixture(scope="module")
+def int4(converted: Path) -> Path:
+    out = converted.parent / "int4"
+    quantize(converted / "model", out, "int4")
+    return out
+
+
+# -- conversion -----------------------------------------------------------------------------------------------------------
+@needs_openvino_lm
+def test_the_conversion_agrees_with_transformers_and_the_golden_logits(converted: Path) -> None:
+    by_torch, stored = report(converted)["against"]
+    assert report(converted)["verified"] is True
+    assert by_torch["reference"] == "transformers 5"
+    assert stored["reference"].startswith("golden.safetensors (torch ")
+    assert (stored["tokens"], stored["same_top"], by_torch["same_top"]) == (64, 1.0, 1.0)
+    assert by_torch["kl_mean"] < 1e-6
+    assert stored["kl_mean"] < 1e-5
+
+
+@needs_openvino_lm
+def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
+    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out", BY_TORCH)
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
+    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against transformers 5 and golden.safetensors: KL ")
+    for name in "ab":
+        shutil.copytree(converted / "model", tmp_path / name / "model")
+        quantize(tmp_path / name / "model", tmp_path / f"int4{name}", "int4")
+    assert contents(tmp_path / "int4a/model") == contents(tmp_path / "int4b/model")
+
+
+@needs_openvino_lm
+def test_generated_names_differ_without_renaming(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_ir, "rename", lambda xml, kept: None)
+    for name in "ab":
+        quantize(converted / "model", tmp_path / name, "int4")
+    first, second = (contents(tmp_path / name / "model") for name in "ab")
+    assert {name for name in first if first[name] != second[name]} == {"openvino_model.xml"}
+
+
+@needs_openvino_lm
+def test_the_folder_is_what_openvino_genai_loads(converted: Path) -> None:
+    names = {path.name for path in (converted / "model").iterdir()}
+    parts = {f"openvino_{part}.{kind}" for part in ("model", "tokenizer", "detokenizer") for kind in ("xml", "bin")}
+    own = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert names == parts | own
+    assert sum(path.stat().st_size for path in (converted / "model").glob("openvino_model.bin")) < 2.1 * 4_196_608  # 16 bits
+    assert json.loads((converted / "model/config.json").read_text())["rope_parameters"]["rope_theta"] == 10_000.0
+    texts = [path.read_text() for path in (converted / "model").glob("*.json")] + [
+        path.read_text() for path in (converted / "model").glob("*.xml")
+    ]
+    assert not any("staged" in text or str(converted) in text for text in texts)  # nothing of the folder that it was made in
+
+
+@needs_openvino_lm
+def test_it_generates_text_in_its_own_runtime(int4: Path) -> None:
+    """In a process that knows nothing of edgebuild; greedy, it says what the session's logits say."""
+    code = (
+        "import sys, openvino_genai\n"
+        "pipe = openvino_genai.LLMPipeline(sys.argv[1], 'CPU', INFERENCE_PRECISION_HINT='f32', KV_CACHE_PRECISION='f32', "
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE=0)\n"
+        "print(pipe.generate(sys.argv[2], max_new_tokens=8, do_sample=False, apply_chat_template=False))"
+    )
+    prompt = "The small boat left the harbour at seven"
+    done = subprocess.run([sys.executable, "-c", code, str(int4 / "model"), prompt], capture_output=True, text=True, check=True)
+    session = openvino_lm.LmSession(int4 / "model")
+    start = tokens = session.tokens(prompt)
+    for _ in range(8):
+        tokens = np.append(tokens, session.logits(tokens)[-1].argmax()).astype(np.int32)
+    assert done.stdout.strip()
+    assert done.stdout.strip() == session.text(tokens[len(start) :]).strip()
+
+
+@needs_openvino_lm
+def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
+        convert(source, tmp_path / "out")
+    (source / reference.GOLDEN).unlink()
+    convert(source, tmp_path / "again", BY_TORCH)
+    (held,) = report(tmp_path / "again")["against"]
+    assert (held["reference"], held["kl_mean"] < 1e-6) == ("transformers 5", True)
+
+
+def transpose(weights: dict[str, Any]) -> None:
+    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
+
+
+def permute(weights: dict[str, Any]) -> None:
+    weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].flip(0)
+
+
+@needs_openvino_lm
+@pytest.mark.parametrize("change", [transpose, permute])
+def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, change)
+    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
+        convert(source, tmp_path / "out")
+
+
+@needs_openvino_lm
+@pytest.mark.parametrize("kind", ["rope", "weights"])
+def test_a_wrong_conversion_fails_against_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What optimum-intel would do wrong, done to what it is given; the source is as it was."""
+    export = openvino_lm._export
+
+    def wrong(source: Path, out: Path) -> None:
+        if kind == "rope":
+            edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
+        else:
+            weights = (source / "model.safetensors").resolve()
+            (source / "model.safetensors").unlink()
+            shutil.copyfile(weights, source / "model.safetensors")
+            edit_weights(source, permute)
+        export(source, out)
+
+    monkeypatch.setattr(openvino_lm, "_export", wrong)
+    with pytest.raises(
+        StepFailed, match=r"held against transformers 5 on 64 tokens: mean KL .* the backend computes this model otherwise"
+    ):
+        convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
+
+
+@needs_openvino_lm
+@pytest.mark.parametrize("part", ["tokenizer", "detokenizer"])
+def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """That of another vocabulary in its place, as a wrong conversion would make it."""
+    other = copied(tmp_path / "other")
+    edit(other / "tokenizer.json", swap_first_tokens)
+    (other / "tokenizer.model").unlink()
+    reference.lay_out(inputs(other), tmp_path / "staged")
+    openvino_lm._export(tmp_path / "staged", tmp_path / "made")
+    export = openvino_lm._export
+
+    def wrong(source: Path, out: Path) -> None:
+        export(source, out)
+        for kind in ("xml", "bin"):
+            shutil.copyfile(tmp_path / f"made/openvino_{part}.{kind}", out / f"openvino_{part}.{kind}")
+
+    monkeypatch.setattr(openvino_lm, "_export", wrong)
+    says = "the converted tokenizer gives other tokens" if part == "tokenizer" else "the converted detokenizer gives '"
+    with pytest.raises(StepFailed, match=says):
+        convert(copied(tmp_path / "source", golden=False), tmp_path / "out")
+
+
+@needs_openvino_lm
+def test_a_tokenizer_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit(source / "tokenizer.json", swap_first_tokens)
+    with pytest.raises(StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* at token 0"):
+        convert(source, tmp_path / "out")
+
+
+@needs_openvino_lm
+def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
+    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
+    for name in ("modeling_own", "configuration_own", "tokenization_own"):
+        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
+    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    edit(source / "config.json", lambda config: config.update(auto_map=mapped))
+    edit(
+        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
+    )
+    convert(source, tmp_path / "out", BY_TORCH)
+    assert not marker.exists()
+    assert contents(tmp_path / "out/model") == contents(converted / "model")
+
+
+@needs_openvino_lm
+def test_nobody_is_called_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
+    """As in a worker, and with every connection an error that is seen."""
+    code = (
+        "import socket, sys\nfrom pathlib import Path\ncalled = []\n"
+        "def refuse(*words):\n    called.append(words)\n    raise OSError('no network')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+        "from tests.backends.test_openvino_lm import convert, quantize, BY_TORCH\n"
+        "from tests.backends.phi3 import MODEL\n"
+        "convert(MODEL, Path(sys.argv[1]) / 'out', BY_TORCH)\n"
+        "quantize(Path(sys.argv[1]) / 'out/model', Path(sys.argv[1]) / 'int4', 'int4')\n"
+        "import nncf.telemetry as t\nprint(type(t.telemetry).__name__, called)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home), **ENVIRONMENT}
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    telemetry, called = done.stdout.splitlines()[-1].split(" ", 1)
+    assert telemetry != "NNCFTelemetry"
+    assert called == "[]"
+    assert list(home.rglob("*")) == []
+
+
+@needs_openvino_lm
+def test_what_optimum_cannot_convert_is_one_sentence(tmp_path: Path) -> None:
+    source = copied(tmp_path / "source")
+    edit_weights(source, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"][:, :128]}))
+    with pytest.raises(StepFailed, match=r"^optimum-intel cannot convert this model: \w") as caught:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+@needs_openvino_lm
+def test_a_tokenizer_that_was_not_converted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino_tokenizers
+
+    def fail(*words: Any, **more: Any) -> None:
+        raise RuntimeError("not this one")
+
+    monkeypatch.setattr(openvino_tokenizers, "convert_tokenizer", fail)
+    with pytest.raises(StepFailed, match=r"cannot convert the tokenizer: it made no openvino_tokenizer.xml; see the log"):
+        convert(copied(tmp_path / "source"), tmp_path / "out")
+
+
+@needs_openvino_lm
+def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
+    assert outcome.summary.endswith(", unverified")
+    assert report(tmp_path / "out")["reason"].startswith("conversion unverified: running the source by transformers takes about")
+
+
+# -- quantizing -----------------------------------------------------------------------------------------------------------
+@needs_openvino_lm
+@pytest.mark.parametrize(
+    ("scheme", "given", "weights", "bytes_each", "divergence_most"),
+    [
+        ("int8", {}, {"int8": 18}, 1.1, 0.001),
+        ("int8", {"symmetric": True}, {"int8": 18}, 1.1, 0.001),
+        ("int4", {}, {"int4": 16, "int8": 2}, 0.75, 0.05),
+        ("int4", {"symmetric": True, "group_size": 128}, {"int4": 16, "int8": 2}, 0.75, 0.05),
+        ("int4", {"group_size": 32, "ratio": 0.5}, None, 0.95, 0.05),
+    ],
+)
+def test_quantize(
+    converted: Path,
+    tmp_path: Path,
+    scheme: str,
+    given: dict[str, Any],
+    weights: dict[str, int] | None,
+    bytes_each: float,
+    divergence_most: float,
+) -> None:
+    outcome = quantize(converted / "model", tmp_path / "out", scheme, **given)
+    found = report(tmp_path / "out")
+    assert (found["operators"], found["quantizable"], found["not_quantized"]) == (18, 18, [])
+    if weights:
+        assert found["weights"] == weights
+    else:
+        assert 0 < found["weights"]["int4"] < 16
+    assert (tmp_path / "out/model/openvino_model.bin").stat().st_size < 4_196_608 * bytes_each
+    assert found["bytes_after"] < found["bytes_before"]
+    assert outcome.summary.startswith(f"{scheme} weights, 18 of 18 operators, ")
+    tokens = golden(MODEL).tokens
+    assert 0 < divergence(logits(converted, tokens), logits(tmp_path / "out", tokens)) < divergence_most
+
+
+@needs_openvino_lm
+def test_the_layers_that_stay_in_int8_are_chosen_by_a_text(converted: Path, tmp_path: Path) -> None:
+    for name, text in (("seen", TEXT), ("again", TEXT), ("unseen", None)):
+        quantize(converted / "model", tmp_path / name, "int4", text, ratio=0.5)
+    assert (report(tmp_path / "seen")["samples"], report(tmp_path / "unseen")["samples"]) == (4, 0)
+    assert contents(tmp_path / "seen/model") == contents(tmp_path / "again/model")
+
+
+@needs_openvino_lm
+def test_exclude(converted: Path, tmp_path: Path) -> None:
+    names = [name for name in openvino_ir.layers(converted / "model/openvino_model.xml") if "layers.3" in name]
+    down = next(name for name in names if name.endswith("down_proj/aten::linear/MatMul"))
+    assert "17 of 18 operators" in quantize(converted / "model", tmp_path / "out", "int4", exclude=[down]).summary
+    assert report(tmp_path / "out")["not_quantized"] == [down]
+    with pytest.raises(StepFailed, match=r'quantize.exclude: no node or operator is called "no such"; operators: Add, '):
+        quantize(converted / "model", tmp_path / "no", "int4", exclude=["no such"])
+
+
+@needs_openvino_lm
+def test_a_group_size_that_does_not_divide_a_layer_is_one_message(tmp_path: Path) -> None:
+    convert(narrow(copied(tmp_path / "source", golden=False), 96), tmp_path / "in")
+    with pytest.raises(
+        StepFailed, match=r"^quantize.group_size: 64 does not divide the 96 inputs of the layer .*down_proj.*, as"
+    ):
+        quantize(tmp_path / "in/model", tmp_path / "no", "int4")
+    assert "int4 weights, 18 of 18" in quantize(tmp_path / "in/model", tmp_path / "out", "int4", group_size=32).summary
+
+
+# -- other architectures --------------------------------------------------------------------------------------------------
+OTHERS = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {},
+    "Gemma2": {"head_dim": 64},
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1},
+}
+
+
+@needs_openvino_lm
+@pytest.mark.parametrize("kind", sorted(OTHERS))
+def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
+    """Grouped heads, another rope theta, tied embeddings, mixtures of experts; held against transformers."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **heads, **OTHERS[kind]})
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 500_000.0}
+    source = tmp_path / "source"
+    getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(source)
+    for path in MODEL.glob("token*"):
+        shutil.copy(path, source)
+    assert openvino.refuse(assess(inputs(source)), {"scheme": "int4", "group_size": 64}) == ""
+    convert(source, tmp_path / "out", BY_TORCH)
+    (held,) = report(tmp_path / "out")["against"]
+    assert held["kl_mean"] < 1e-6
+    assert "int4 weights, " in quantize(tmp_path / "out/model", tmp_path / "int4", "int4").summary
+    found = report(tmp_path / "int4")
+    assert (found["not_quantized"], found["weights"]["int8"]) == ([], 2)
+    exact, coarse = logits(tmp_path / "out", TOKENS), logits(tmp_path / "int4", TOKENS)
+    assert np.isfinite(coarse).all()
+    assert divergence(exact, coarse) < divergence(exact, exact[:, ::-1]) / 2
+
+
+# -- running --------------------------------------------------------------------------------------------------------------
+@needs_openvino_lm
+def test_a_session(converted: Path) -> None:
+    session = openvino.open(converted / "model")
+    assert session.runtime.startswith("openvino ")
+    assert session.runtime.endswith(", CPU, f32, 1 thread")
+    found = session.logits(TOKENS)
+    assert found.dtype == np.dtype("float32")
+    assert found.shape == (len(TOKENS), 2048)
+    np.testing.assert_allclose(session.logits(TOKENS[:4]), found[:4], atol=1e-3)  # no position sees a later token
+    np.testing.assert_array_equal(session.logits(TOKENS), found)  # nothing is left of an earlier text
+    stored = golden(MODEL)
+    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
+    assert session.tokens("").tolist() == []
+    assert len(session.tokens("word " * 5000)) > 2048  # which is the tokenizer's own limit
+    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
+        session.logits(np.array([1, 2048], np.int32))
+    with pytest.raises(StepFailed, match="takes tokens, not named arrays"):
+        session.infer({})
+    session.close()
+    session.close()
+
+
+@needs_openvino_lm
+def test_what_is_damaged_is_one_sentence(converted: Path, tmp_path: Path) -> None:
+    for name in ("openvino_model.xml", "openvino_tokenizer.xml"):
+        shutil.copytree(converted / "model", tmp_path / name)
+        (tmp_path / name / name).write_text("nothing")
+        with pytest.raises(StepFailed, match=r"cannot load ") as caught:
+            openvino.open(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+@needs_openvino_lm
+def test_smoke() -> None:
+    assert openvino.smoke().startswith("openvino ")
+
+
+@needs_openvino_lm
+@pytest.mark.slow
+def test_the_example_for_a_server(tmp_path: Path) -> None:
+    """Through doit, with the bundle's own check; built twice, the same bundle."""
+    folder = copy_project(tmp_path / "project", "server-phi3")
+    done = doit(folder, "build:server-phi3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    evidence = json.loads((folder / "dist/server-phi3.evidence.json").read_text())
+    judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
+    assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
+    assert evidence["bundle"]["level"] == "L4"
+    assert evidence["conversion"]["verified"] is True
+    assert evidence["toolchain"]["optimum-intel"] == "2.2.0"
+    measured = {one["name"] for one in evidence["measurements"] if one["value"] is not None and one["of"] == "candidate"}
+    assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= measured
+    assert doit(folder, "build:server-phi3").returncode == 0
+    assert set(outcomes(folder).values()) == {"fresh"}
+    done = subprocess.run([str(BIN / "edgebuild"), "verify", "server-phi3"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- without any of it ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("facts", "parameters", "reason"),
+    [
+        ({"model_type": "phi3"}, {"scheme": "int4", "group_size": 64}, ""),
+        (
+            {"model_type": "bert"},
+            {},
+            "optimum-intel exports no language model of type 'bert'; name another framework",
+        ),
+        (
+            {"model_type": "own", "custom_code": True},
+            {},
+            "names Python code (auto_map), which is never run, and optimum-intel exports no",
+        ),
+        ({"model_type": "phi3", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
+        (
+            {"model_type": "phi3", "hidden": 96},
+            {"scheme": "int4", "group_size": 64},
+            "its hidden size 96 is no multiple of group_size 64; 32 or 16 or 8 would fit",
+        ),
+        (
+            {"model_type": "phi3"},
+            {"scheme": "int8", "method": "static", "activations": True},
+            "method: static quantizes activations, which is for ONNX models; of a language model it is weights alone: write method:",
+        ),
+    ],
+)
+def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
+    found = openvino.refuse(ModelFacts(**{"format": "huggingface", **facts}), parameters)
+    assert reason in found
+    assert bool(reason) == bool(found)
+
+
+@needs_openvino_lm
+def test_the_model_types_are_those_of_optimum() -> None:
+    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_openvino_lm.py` writes the list anew, when the lock names another optimum-intel."""
+    import optimum.exporters.openvino.model_configs  # noqa: F401 - it fills the list
+    import transformers
+    from optimum.exporters.openvino.utils import ONNX_SUPPORTED_ARCHITECTURES
+    from optimum.exporters.tasks import TasksManager
+    from packaging.version import Version
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    here, found = Version(transformers.__version__), set()
+    for kind in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(ONNX_SUPPORTED_ARCHITECTURES):
+        try:
+            tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
+        except KeyError:
+            continue
+        if (make := tasks.get(openvino_lm.TASK)) is None:
+            continue
+        limits = [Version(str(getattr(make.func, f"{end}_TRANSFORMERS_VERSION", None) or here)) for end in ("MIN", "MAX")]
+        if limits[0] <= here <= limits[1]:
+            found.add(kind)
+    shipped = Path(openvino_lm.__file__).with_name("openvino_types.txt")
+    if os.environ.get("EDGEBUILD_REWRITE"):
+        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
+    assert openvino_lm._model_types() == found
