@@ -59,7 +59,7 @@ def show(found: Mapping[str, Any]) -> str:
         lines += ["", f"{title:<{wide}}" + "".join(f"{name:>{wide}}" for name in names)]
         for row in names:
             cells = ("" if row == column else _cell(pairs[row, column], metric) for column in names)
-            lines.append(f"{row:<{wide}}" + "".join(f"{cell:>{wide}}" for cell in cells))
+            lines.append((f"{row:<{wide}}" + "".join(f"{cell:>{wide}}" for cell in cells)).rstrip())
     reasons = {f"{pair['row']} and {pair['column']}: {pair['reason']}" for pair in found["pairs"] if pair["reason"]}
     return "\n".join([*lines, *([""] if reasons else []), *sorted(reasons)])
 

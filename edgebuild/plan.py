@@ -122,55 +122,52 @@ def add_agreements(plan: Plan) -> None:
 def _agreement(model: str, makers: Sequence["_Builder"]) -> list[Step]:
     """Baselines first, one for each way to convert it, then the targets' artifacts; what several targets make alike is one row."""
     data = next((make.target.evaluation for make in makers if make.target.evaluation), "")
-    rows: dict[tuple[str, ...], tuple[dict[str, Any], Step]] = {}
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    answers: list[Step] = []  # of each row
     for role in ("baseline", "candidate"):
         for make in makers:
             target, planned = make.target, make.plan.steps
             convert = planned[f"convert:{target.name}"]
             made = planned.get(f"choose:{target.name}") or planned.get(f"quantize:{target.name}") or convert
+            if role == "baseline":
+                made = convert
             same: tuple[str, ...] = (convert.recipe,)
-            if role == "candidate":
+            if made is not convert:
                 same += made.recipe, target.calibration, target.evaluation if made.verb == "choose" else ""
-            if (role == "candidate" and made is convert) or same in rows:
-                rows[(convert.recipe,) if made is convert else same][0]["targets"] += [target.name] if role == "candidate" else []
-                continue
-            baseline = planned[f"evaluate:{target.name}.baseline"]
-            if role == "candidate" or target.evaluation != data:
-                baseline = make.across(
-                    "answer",
-                    f"{model}.{role}.{target.name}",
-                    {"model": (made if role == "candidate" else convert).outputs["model"], **({"data": data} if data else {})},
-                    {"answers": "answers.safetensors"},
-                    {"task": target.task, "role": "baseline", **(_state(target) if data else {})},
-                    ((made if role == "candidate" else convert).name,),
-                )
-            known = [row["framework"] for row, _ in rows.values() if row["of"] == "baseline"]
-            again = f" ({target.name})" if make.choice.framework in known else ""
-            row = {
-                "name": target.name if role == "candidate" else f"baseline {make.choice.framework}{again}",
-                "of": role,
-                "framework": make.choice.framework,
-                "scheme": target.scheme if role == "candidate" else "none",
-                "targets": [target.name] if role == "candidate" else [],
-            }
-            rows[same] = row, baseline
+            if same not in rows:
+                rows[same] = {"name": target.name, "of": role, "framework": make.choice.framework, "targets": []}
+                rows[same]["scheme"] = "none" if made is convert else target.scheme
+                answered = role == "baseline" and target.evaluation == data
+                own = planned[f"evaluate:{target.name}.baseline"]
+                answers.append(own if answered else _answer(make, model, role, made, data))
+            if role == "candidate":
+                rows[same]["targets"].append(target.name)
+    frameworks = Counter(row["framework"] for row in rows.values() if row["of"] == "baseline")
+    for row in rows.values():
+        if row["of"] == "baseline":  # a space is in no target's name
+            which = f" ({row['name']})" if frameworks[row["framework"]] > 1 else ""
+            row["name"] = f"baseline {row['framework']}{which}"
     if len(rows) < 2:
         return []
     target = makers[0].target
-    agree = makers[0].across(
-        "agree",
-        model,
-        {f"answers/{row['name']}": step.outputs["answers"] for row, step in rows.values()},
-        {"matrix": f"build/{ACROSS}/{model}.json"},
-        {
-            "model": model,
-            "source": target.source.partition("?")[0],
-            "task": target.task,
-            "rows": [row for row, _ in rows.values()],
-        },
-        tuple(step.name for _, step in rows.values()),
+    inputs = {f"answers/{row['name']}": step.outputs["answers"] for row, step in zip(rows.values(), answers, strict=True)}
+    source = target.source.partition("?")[0]  # what stands behind it in an address may be a token
+    params = {"model": model, "source": source, "task": target.task, "rows": list(rows.values())}
+    matrix = {"matrix": f"build/{ACROSS}/{model}.json"}
+    agree = makers[0].across("agree", model, inputs, matrix, params, tuple(step.name for step in answers))
+    return [*(step for step in answers if step.target == ACROSS), agree]
+
+
+def _answer(make: "_Builder", model: str, role: str, made: Step, data: str) -> Step:
+    """What an artifact answers, written as the evaluation of a baseline writes it."""
+    return make.across(
+        "answer",
+        f"{model}.{role}.{make.target.name}",
+        {"model": made.outputs["model"], **({"data": data} if data else {})},
+        {"answers": "answers.safetensors"},
+        {"task": make.target.task, "role": "baseline", **(_state(make.target) if data else {})},
+        (made.name,),
     )
-    return [*(step for _, step in rows.values() if step.target == ACROSS), agree]
 
 
 def model_name(source: str) -> str:
