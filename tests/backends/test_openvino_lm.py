@@ -357,7 +357,7 @@ def test_the_layers_that_stay_in_int8_are_chosen_by_a_text(converted: Path, tmp_
 @needs_openvino_lm
 def test_exclude(converted: Path, tmp_path: Path) -> None:
     names = [name for name in openvino_ir.layers(converted / "model/openvino_model.xml") if "layers.3" in name]
-    down = next(name for name in names if name.endswith("down_proj/aten::linear/MatMul"))
+    down = next(name for name in names if name.endswith("down_proj/ov_ext::linear/MatMul"))
     assert "17 of 18 operators" in quantize(converted / "model", tmp_path / "out", "int4", exclude=[down]).summary
     assert report(tmp_path / "out")["not_quantized"] == [down]
     with pytest.raises(StepFailed, match=r'quantize.exclude: no node or operator is called "no such"; operators: Add, '):
@@ -379,7 +379,6 @@ OTHERS = {
     "Llama": {},
     "Qwen2": {},
     "Qwen3": {},
-    "Gemma2": {"head_dim": 64},
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1},
 }
@@ -482,6 +481,7 @@ def test_the_example_for_a_server(tmp_path: Path) -> None:
             {},
             "optimum-intel exports no language model of type 'bert'; name another framework",
         ),
+        ({"model_type": "gemma2"}, {}, "optimum-intel exports no language model of type 'gemma2'"),  # of the lock's transformers
         (
             {"model_type": "own", "custom_code": True},
             {},
@@ -504,6 +504,33 @@ def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) 
     found = openvino.refuse(ModelFacts(**{"format": "huggingface", **facts}), parameters)
     assert reason in found
     assert bool(reason) == bool(found)
+
+
+@needs_openvino_lm
+def test_an_estimate_is_about_right(converted: Path, int4: Path) -> None:
+    facts = assess(inputs(MODEL))
+    for made, scheme, settings in ((converted, "none", {}), (int4, "int4", openvino.parameters("int4", {}, False))):
+        size = sum(path.stat().st_size for path in (made / "model").iterdir())
+        assert openvino.estimate(facts, scheme, settings, 10**11).artifact == pytest.approx(size, rel=0.05)
+
+
+def test_estimates_of_phi3_mini_are_as_measured() -> None:
+    """3,821,079,552 parameters: 7.643 GB in 16 bits, int4_sym in groups of 64 2.125 GB; at most 2.61 GB of memory to make them."""
+    facts = ModelFacts(
+        format="huggingface",
+        parameters={"BF16": 3_821_079_552},
+        layers=32,
+        hidden=3072,
+        vocabulary=32064,
+        weights={"": 3_821_079_552 - 199_680},
+        largest=98_500_608,
+        tied_embeddings=False,
+    )
+    none = openvino.estimate(facts, "none", {}, 10**11)
+    int4 = openvino.estimate(facts, "int4", openvino.parameters("int4", {"symmetric": True}, False), 10**11)
+    assert none.artifact == pytest.approx(7.643e9, rel=0.03)
+    assert int4.artifact == pytest.approx(2.125e9, rel=0.03)
+    assert 2.61e9 < max(none.making, int4.making) < 1.25 * 2.61e9
 
 
 @needs_openvino_lm
