@@ -34,7 +34,11 @@ CODE: dict[str, tuple[str, ...]] = {
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
-READERS: dict[str, tuple[str, ...]] = dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",))  # what a backend shares
+# What a backend shares, or runs beside itself.
+READERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",)),
+    "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether"),
+}
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 
