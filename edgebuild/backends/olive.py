@@ -206,7 +206,9 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         passes = [] if chosen == AUTO else chosen or _recipe(action, source / FILE)
         calibrates = _calibrates(passes)
         feeds = _feeds(action, source / FILE, Path(scratch, "feeds.npz")) if calibrates else None
-        model = {"type": "ONNXModel", "model_path": str(source), "onnx_file_name": FILE}
+        staged = Path(scratch, "source")
+        shutil.copytree(source, staged)  # onnx reads no external data that have a second hard link, as what lies in a store has
+        model = {"type": "ONNXModel", "model_path": str(staged), "onnx_file_name": FILE}
         answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "")
         _take(answer, folder)
     for path in source.iterdir():  # configuration and tokenizer of a language model
@@ -445,7 +447,8 @@ def smoke() -> str:
     opset = helper.make_opsetid("", onnxsource.OPSET)
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "source"), Path(folder, "made")
-        source.mkdir(), made.mkdir()
+        source.mkdir()
+        made.mkdir()
         onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), source / FILE)
         model = {"type": "ONNXModel", "model_path": str(source), "onnx_file_name": FILE}
         _take(_run(Path(folder), model, [{"type": "OnnxDynamicQuantization", "precision": "int8"}]), made)
