@@ -205,7 +205,7 @@ def _recipes(wanted: Wanted, name: str, backend: Backend, scheme: str, **preferr
             taken = ", ".join(backend.SCHEMES[scheme]) or "nothing"
             raise Misfit(f"quantize.{key}", f"{name} {scheme} does not read it; it reads: {taken}")
     walked = wanted.calibrated and "method" in backend.SCHEMES[scheme] and given.get("method", AUTO) == AUTO
-    walked = walked and "max_drop" not in given  # which is a search of its own
+    walked = walked and given.keys().isdisjoint(("max_drop", "passes"))  # a search of its own; recipes of one's own
     rungs = {rung: {**given, "method": rung} for rung in backend.LADDER} if walked else {}
     try:
         recipes = {rung: backend.parameters(scheme, asked, wanted.calibrated) for rung, asked in (rungs or {"": given}).items()}

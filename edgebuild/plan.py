@@ -44,6 +44,7 @@ WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its nam
 READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
     "onnxruntime": ("onnxsource",),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
+    "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether"),
 }
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 

@@ -26,6 +26,12 @@ needs_openvino_lm = pytest.mark.skipif(
 )
 
 
+needs_olive = pytest.mark.skipif(
+    importlib.util.find_spec("olive") is None and "EDGEBUILD_OLIVE" not in os.environ,
+    reason="needs olive-ai, whose packages share no environment; .ci/run has it in one of its own",
+)
+
+
 def copied(folder: Path, golden: bool = True) -> Path:
     shutil.copytree(MODEL, folder)
     if not golden:

@@ -15,13 +15,13 @@ from edgebuild.assess import assess
 from edgebuild.backends import BACKENDS
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action
-from tests.backends.phi3 import needs_llama
+from tests.backends.phi3 import needs_llama, needs_olive
 from tests.conftest import ROOT, write_model
 
 NAMES = sorted(BACKENDS)
 REAL = [name for name in NAMES if name != "fake"]
-# llama-cpp-python is compiled: .ci/run has it in an environment of its own.
-MARKS = {"llamacpp": [needs_llama]}
+# llama-cpp-python is compiled, and Olive shares no environment: .ci/run has each in one of its own.
+MARKS = {"llamacpp": [needs_llama], "olive": [needs_olive]}
 RUN = [pytest.param(name, marks=MARKS.get(name, [])) for name in NAMES]
 RUN_REAL = [pytest.param(name, marks=MARKS.get(name, [])) for name in REAL]
 DATA = ROOT / "targets" / "data"
@@ -41,6 +41,7 @@ CASES = {
     "fake": Case(scheme="int8", shrinks=False),
     "llamacpp": Case(scheme="q4_k_m"),
     "mlx": Case(scheme="int4"),
+    "olive": Case(scheme="int8", calibration=DATA / "digits-calibration.npz"),
     "onnxruntime": Case(scheme="int8", calibration=DATA / "digits-calibration.npz"),
     "openvino": Case(scheme="int8", calibration=DATA / "digits-calibration.npz"),
 }

@@ -1,0 +1,134 @@
+"""The process in which Olive runs one workflow, as an order says that lies in a file.
+
+The only module that imports Olive. It has a process of its own, whose cache, home and temporary folders the caller makes anew
+for each workflow and throws away: what Olive's cache holds it takes for true, whatever became of weights, data and versions.
+Olive ends with status 0 where a pass failed, so that an answer is written, which says what came out or why nothing did.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgebuild import tether
+
+DATASET = "edgebuild_feeds"  # what the calibration data are called in a workflow
+WARNINGS = 3  # of the last ones, where no exception says why
+
+
+class Heard(logging.Handler):
+    """Why Olive gave up: the first exception that it told of, else its last warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.error = ""
+        self._warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self.error = self.error or said(record.exc_info[1])
+        else:
+            self._warnings.append(" ".join(record.getMessage().split()))
+
+    def why(self) -> str:
+        return self.error or "; ".join(self._warnings[-WARNINGS:])
+
+
+def said(error: BaseException) -> str:
+    """`TYPE: message`, of what caused it where it only wraps that."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+class Feeds:
+    """Calibration samples from an .npz, one whole feed each; names are in the order of its array `names`."""
+
+    def __init__(self, path: str) -> None:
+        import numpy as np
+
+        self._file = np.load(path, allow_pickle=False)
+        self._names = [str(one) for one in self._file["names"]]
+        self._count = int(self._file["count"])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Mapping[str, Any]:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        return {name: self._file[f"{number}.{at}"] for at, name in enumerate(self._names)}
+
+
+def main(path: str) -> int:
+    """ORDER.json: `config`, Olive's own; `auto`: the precision for which Olive chooses the passes, else empty; `answer`: where that goes."""
+    tether.end_with_input()
+    order = json.loads(Path(path).read_text(encoding="utf-8"))
+    heard = Heard()
+    answer: dict[str, Any] = {"model": None, "passes": [], "error": ""}
+    try:
+        answer |= _run(order, heard)
+    except Exception as error:  # whatever Olive raises is its refusal
+        logging.getLogger(__name__).exception("the workflow failed")
+        answer["error"] = heard.error or said(error)
+    Path(order["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    return 0
+
+
+def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
+    import olive
+    from olive.data.registry import Registry
+    from olive.workflows import run
+
+    logging.getLogger("olive").addHandler(heard)
+    Registry.register_dataset(DATASET)(_feeds)
+    config = order["config"]
+    if order["auto"]:
+        config["passes"] = _chosen(config, order["auto"])
+    _check_options(config["passes"])
+    passes = [
+        {"type": one["type"], **{key: one[key] for key in sorted(one) if key != "type"}} for one in config["passes"].values()
+    ]
+    made = run(config)
+    best = made.get_best_candidate() if made is not None and made.has_output_model() else None
+    return {
+        "olive": olive.__version__,
+        "passes": passes,
+        "model": best.model_path if best else None,
+        "error": "" if best else heard.why() or "it gave no reason",
+    }
+
+
+def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Olive takes no notice of an option that a pass does not have. Raises ValueError."""
+    from olive.hardware import DEFAULT_CPU_ACCELERATOR
+    from olive.package_config import OlivePackageConfig
+
+    known = OlivePackageConfig.load_default_config()
+    for one in passes.values():
+        options = known.import_pass_module(one["type"]).default_config(DEFAULT_CPU_ACCELERATOR)
+        if unknown := sorted(set(one) - set(options) - {"type"}):
+            raise ValueError(f'{one["type"]} has no option "{unknown[0]}"; it has: {", ".join(sorted(options))}')
+
+
+def _feeds(path: str, **_: Any) -> Feeds:
+    return Feeds(path)
+
+
+def _chosen(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """The passes that `olive auto-opt` takes for a precision on a CPU."""
+    from argparse import ArgumentParser
+
+    from olive.cli.auto_opt import AutoOptCommand
+
+    parser = ArgumentParser()
+    AutoOptCommand.register_subcommand(parser.add_subparsers())
+    out = Path(config["output_dir"]).with_name("auto")
+    model = config["input_model"]["model_path"]
+    words = ["auto-opt", "--model_name_or_path", model, "--output_path", str(out), "--precision", precision]
+    words += ["--device", "cpu", "--provider", "CPUExecutionProvider", "--save_config_file", "--dry_run"]
+    AutoOptCommand(parser, parser.parse_args(words)).run()
+    found: dict[str, Any] = json.loads((out / "config.json").read_text(encoding="utf-8"))["passes"]
+    return found

@@ -1,0 +1,214 @@
+"""Olive for real, on the example models: workflows, its own passes, and what a failed one says. What needs no Olive runs everywhere."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgebuild.assess import assess
+from edgebuild.backend import ModelFacts
+from edgebuild.backends import olive, olive_workflow
+from edgebuild.errors import StepFailed
+from edgebuild.step import Action, Outcome
+from tests.backends.phi3 import MODEL, TOKENS, contents, inputs, needs_olive, report
+from tests.conftest import ROOT
+from tests.journeys.test_examples import copy_project, doit
+
+DIGITS = {"model": ROOT / "targets/models/digits.onnx"}
+CALIBRATION = ROOT / "targets/data/digits-calibration.npz"
+
+
+def run(verb: str, out: Path, files: Mapping[str, Path], facts: ModelFacts, **params: Any) -> Outcome:
+    out.mkdir()
+    made = {"model": out / "model", "report": out / "report.json"}
+    action = Action(verb=verb, backend="olive", params={"task": "other", "reference": {}, **params}, inputs=files, outputs=made)
+    return (olive.convert if verb == "convert" else olive.quantize)(action, facts)
+
+
+def quantize(place: Path, scheme: str, calibrated: bool = False, **given: Any) -> Outcome:
+    """The digits, converted and quantized below `place`."""
+    facts = assess(DIGITS)
+    if not (place / "convert").exists():
+        run("convert", place / "convert", DIGITS, facts)
+    files = {"model": place / "convert/model", **({"calibration": CALIBRATION} if calibrated else {})}
+    settings = olive.parameters(scheme, given, calibrated)
+    return run("quantize", place / "quantize", files, facts, scheme=scheme, samples=None, **settings)
+
+
+# -- without Olive --------------------------------------------------------------------------------------------------------
+def test_parameters() -> None:
+    assert olive.parameters("int8", {}, True)["method"] == "static"
+    assert olive.parameters("int8", {}, False)["method"] == "dynamic"
+    assert olive.parameters("int8", {"passes": "auto"}, False) == {"method": "passes", "passes": "auto"}
+    named = olive.parameters("int8", {"passes": ["OnnxPeepholeOptimizer", {"type": "OnnxQuantization"}]}, True)["passes"]
+    assert named == [{"type": "OnnxPeepholeOptimizer"}, {"type": "OnnxQuantization"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"method": "statik"}, 'method: no recipe "statik"; there are: auto, static, .* Did you mean "static"'),
+        ({"method": "dense"}, "method: dense needs calibration.data"),
+        ({"passes": ["OnnxStaticQuantisation"]}, 'passes: no pass "OnnxStaticQuantisation" here; .* Did you mean "OnnxStaticQ'),
+        ({"passes": [{"precision": "int8"}]}, 'passes: no pass "nothing" here'),
+        ({"passes": ["OnnxStaticQuantization"]}, "passes: a static pass needs calibration.data"),
+        ({"passes": [{"type": "GraphSurgeries", "user_script": "x.py"}]}, "user_script would read what is in no key"),
+        ({"passes": "auto", "symmetric": True}, "symmetric: has no meaning beside passes"),
+    ],
+)
+def test_parameters_that_cannot_be(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        olive.parameters("int8", given, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "parameters", "reason"),
+    [
+        ({"format": "onnx"}, {}, ""),
+        ({"format": "onnx", "operators": {"acme.Fold": 1}}, {}, "it uses the operator acme.Fold"),
+        ({"architecture": "Phi3ForCausalLM"}, {"scheme": "int4", "passes": []}, ""),
+        ({"architecture": "BertModel"}, {}, "Olive's ModelBuilder knows no language model 'BertModel'"),
+        ({"architecture": "Phi3ForCausalLM", "quantized": "awq"}, {}, "it is quantized already (awq)"),
+        (
+            {"architecture": "Phi3ForCausalLM"},
+            {"activations": "int8", "dynamic": False},
+            "static int8 is calibrated on named arrays",
+        ),
+        ({"architecture": "Phi3ForCausalLM"}, {"passes": [{"type": "OnnxStaticQuantization"}]}, "a pass that calibrates takes"),
+        ({"architecture": "Phi3ForCausalLM"}, {"passes": "auto"}, ""),
+    ],
+)
+def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
+    found = olive.refuse(ModelFacts(**{"format": "huggingface", **facts}), parameters)
+    assert reason in found
+    assert bool(reason) == bool(found)
+
+
+def test_a_workflow_that_dies_or_says_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, (code, problem) in enumerate(
+        [("import os; os.kill(os.getpid(), 11)", "died of signal 11"), ("print('a last word')", "status 0; .*: a last word$")]
+    ):
+        (tmp_path / "fails.py").write_text(f"def main(path):\n    {code}\n")
+        monkeypatch.setattr(olive_workflow, "__name__", "fails")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(StepFailed, match=f"^Olive made no model: its process .*{problem}"):
+            olive._run(tmp_path / str(number), {"type": "ONNXModel"}, [])
+
+
+# -- with Olive -----------------------------------------------------------------------------------------------------------
+@needs_olive
+def test_named_passes_and_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder, name in ((home, "HOME"), (home, "XDG_CACHE_HOME")):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(folder))
+    here.mkdir()
+    monkeypatch.chdir(here)
+    static = {"type": "OnnxStaticQuantization", "calibrate_method": "Entropy", "per_channel": True}
+    (tmp_path / "out").mkdir()
+    outcome = quantize(tmp_path / "out", "int8", True, passes=["OnnxPeepholeOptimizer", static])
+    assert outcome.summary.startswith("int8 passes, OnnxPeepholeOptimizer → OnnxStaticQuantization: 5 of 5 operators, 636 kB → ")
+    assert [one["type"] for one in report(tmp_path / "out/quantize")["passes"]] == [
+        "OnnxPeepholeOptimizer",
+        "OnnxStaticQuantization",
+    ]
+    assert list(here.iterdir()) == []
+    assert not [path for path in home.rglob("*") if path.is_file() and "onnxruntime" not in path.as_posix()]  # its own device id
+
+
+@needs_olive
+def test_olives_own_auto(tmp_path: Path) -> None:
+    quantize(tmp_path, "int8", passes="auto")
+    found = report(tmp_path / "quantize")
+    assert "OnnxDynamicQuantization" in [one["type"] for one in found["passes"]]
+    assert found["operators"] == 5
+
+
+@needs_olive
+@pytest.mark.parametrize(
+    ("scheme", "passes", "problem"),
+    [
+        (
+            "int8",
+            [{"type": "OnnxDynamicQuantization", "persision": "int8"}],
+            'OnnxDynamicQuantization has no option "persision"; it has: ',
+        ),
+        (
+            "int8",
+            [{"type": "OnnxDynamicQuantization", "precision": "int4"}],
+            "Olive made no model: RuntimeError: Quantized weights for",
+        ),
+        ("int8", ["OnnxPeepholeOptimizer"], "^nothing was quantized"),
+        ("int4", ["OnnxBlockWiseRtnQuantization"], "^nothing was quantized"),
+    ],
+)
+def test_what_fails_is_one_sentence(tmp_path: Path, scheme: str, passes: list[Any], problem: str) -> None:
+    with pytest.raises(StepFailed, match=re.compile(problem)) as caught:
+        quantize(tmp_path, scheme, passes=passes)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in (tmp_path / "quantize").iterdir()) == ["model"]  # no cache stays
+
+
+@needs_olive
+def test_new_weights_beside_an_old_graph_give_a_new_model(tmp_path: Path) -> None:
+    """Olive's cache looks at the graph's file alone: with one cache for both the second model would be the first."""
+    import onnx
+
+    made = []
+    for number, factor in enumerate((1.0, 0.5)):
+        place = tmp_path / "same place"
+        (place / "convert/model").mkdir(parents=True)
+        model = onnx.load(DIGITS["model"])
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * factor, tensor.name))
+        onnx.save(
+            model, place / "convert/model/model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0
+        )
+        os.link(
+            place / "convert/model/model.onnx.data", tmp_path / f"object {number}"
+        )  # as a store does; onnx refuses to read such
+        quantize(place, "int8")
+        made.append(contents(place / "quantize/model"))
+        place.rename(tmp_path / str(number))
+    assert (tmp_path / "0/convert/model/model.onnx").read_bytes() == (tmp_path / "1/convert/model/model.onnx").read_bytes()
+    assert made[0] != made[1]
+
+
+@needs_olive
+def test_a_language_model(tmp_path: Path) -> None:
+    """Held against the golden logits; int4 is near it, and onnxruntime-genai generates what the session says."""
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    files, facts = inputs(MODEL), assess(inputs(MODEL))
+    run("convert", tmp_path / "convert", files, facts)
+    (held,) = report(tmp_path / "convert")["against"]
+    assert held["kl_mean"] < 1e-4
+    source, settings = {"model": tmp_path / "convert/model"}, olive.parameters("int4", {}, False)
+    run("quantize", tmp_path / "quantize", source, facts, scheme="int4", samples=None, **settings)
+    assert report(tmp_path / "quantize")["operators"] > 20
+    session = olive.open(tmp_path / "quantize/model")
+    wanted = session.logits(TOKENS).argmax(-1)[-1]
+    generator_parameters = genai.GeneratorParams(model := genai.Model(str(tmp_path / "quantize/model")))
+    generator = genai.Generator(model, generator_parameters)
+    generator.append_tokens(np.asarray(TOKENS))
+    generator.generate_next_token()
+    assert generator.get_next_tokens()[0] == wanted
+    session.close()
+
+
+@needs_olive
+@pytest.mark.slow
+def test_the_example(tmp_path: Path) -> None:
+    folder = copy_project(tmp_path / "project", "desktop-digits")
+    done = doit(folder, "build:desktop-digits")
+    assert done.returncode == 0, done.stdout + done.stderr
+    evidence = json.loads((folder / "dist/desktop-digits.evidence.json").read_text())
+    assert evidence["bundle"]["level"] == "L4"
+    assert evidence["quantization"]["operators"] == 5
