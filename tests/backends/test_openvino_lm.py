@@ -374,44 +374,6 @@ def test_a_group_size_that_does_not_divide_a_layer_is_one_message(tmp_path: Path
     assert "int4 weights, 18 of 18" in quantize(tmp_path / "in/model", tmp_path / "out", "int4", group_size=32).summary
 
 
-# -- other architectures --------------------------------------------------------------------------------------------------
-OTHERS = {
-    "Llama": {},
-    "Qwen2": {},
-    "Qwen3": {},
-    "Mixtral": {"num_local_experts": 4},
-    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1},
-}
-
-
-@needs_openvino_lm
-@pytest.mark.parametrize("kind", sorted(OTHERS))
-def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
-    """Grouped heads, another rope theta, tied embeddings, mixtures of experts; held against transformers."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **heads, **OTHERS[kind]})
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 500_000.0}
-    source = tmp_path / "source"
-    getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(source)
-    for path in MODEL.glob("token*"):
-        shutil.copy(path, source)
-    assert openvino.refuse(assess(inputs(source)), {"scheme": "int4", "group_size": 64}) == ""
-    convert(source, tmp_path / "out", BY_TORCH)
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["kl_mean"] < 1e-6
-    assert "int4 weights, " in quantize(tmp_path / "out/model", tmp_path / "int4", "int4").summary
-    found = report(tmp_path / "int4")
-    assert (found["not_quantized"], found["weights"]["int8"]) == ([], 2)
-    exact, coarse = logits(tmp_path / "out", TOKENS), logits(tmp_path / "int4", TOKENS)
-    assert np.isfinite(coarse).all()
-    assert divergence(exact, coarse) < divergence(exact, exact[:, ::-1]) / 2
-
-
 # -- running --------------------------------------------------------------------------------------------------------------
 @needs_openvino_lm
 def test_a_session(converted: Path) -> None:
