@@ -4,6 +4,7 @@ uv resolves the extra NAME of pyproject.toml with all that edgebuild itself need
 `edgebuild/locks/NAME.txt`. Versions stay as they are in the lock that is there, but for --upgrade. What uv cannot be told by the
 extra stands in pyproject.toml, in `[tool.edgebuild.locks.NAME]`:
 
+    requires    requirements in the place of an extra, for versions that pip by itself would not put together
     head        lines at the top of the lock: comments, and options such as --extra-index-url
     overrides   requirements that take the place of what packages ask for
     leave-out   packages that are not installed though a package asks for them
@@ -46,12 +47,14 @@ def main() -> int:
 
 def lock(name: str, settings: Mapping[str, Any], upgrade: bool) -> None:
     path = LOCKS / f"{name}.txt"
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides:
-        overrides.write("\n".join(settings.get("overrides", ())))
-        overrides.flush()
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as overrides, tempfile.NamedTemporaryFile("w", suffix=".in") as wanted:
+        for file, key in ((overrides, "overrides"), (wanted, "requires")):
+            file.write("\n".join(settings.get(key, ())))
+            file.flush()
         command = [
             *("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
-            *("--no-header", "--no-annotate", "--extra", name, "--overrides", overrides.name, "-o", str(path)),
+            *("--no-header", "--no-annotate", "--overrides", overrides.name, "-o", str(path)),
+            *((wanted.name,) if "requires" in settings else ("--extra", name)),
             *(word for package in settings["leave-out"] for word in ("--no-emit-package", package)),
             *(("--upgrade",) if upgrade else ()),
             "pyproject.toml",

@@ -34,7 +34,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "package": ("bundle", "golden", "machine", *_MODEL),
     "build": ("evidence", "units"),
 }
-READERS: dict[str, tuple[str, ...]] = dict.fromkeys(("onnxruntime", "openvino"), ("onnxsource",))  # what a backend shares
+READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
+    "onnxruntime": ("onnxsource", "backends.onnxruntime_lm"),
+    "openvino": ("onnxsource",),
+}
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backends import onnxruntime_lm
 from edgebuild.errors import BadInput, StepFailed, did_you_mean
 from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import Action, Outcome
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEEDS: Mapping[str, Needs] = {
-    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes"))
+    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "numpy", "protobuf", "ml_dtypes")),
+    "huggingface": Needs(lock="onnxruntime-lm", packages=onnxruntime_lm.PACKAGES),
 }
-SCHEMES: Mapping[str, Sequence[str]] = {"int8": ("method", "symmetric", "exclude")}
+SCHEMES: Mapping[str, Sequence[str]] = {
+    "int8": ("method", "symmetric", "exclude"),
+    "int4": ("group_size", "symmetric", "exclude"),
+}
+GROUPS = (16, 32, 64, 128, 256)  # elements that share a scale: the block sizes of the operator MatMulNBits
 _MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 # From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or
 # U8S8 is better by instruction set and operator. A quantized `bias` is what some Gemm of real models lose their accuracy, or
@@ -59,7 +65,15 @@ IMPORTED, TOOLS = 42_000_000, 10_000_000  # bytes of memory that onnxruntime, an
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    """`auto` is static where there are calibration data, else dynamic. Raises ValueError for an unknown method, or data that lack."""
+    """int8 `auto` is static where there are calibration data, else dynamic; int4 is of weights. Raises ValueError for what there is not."""
+    given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
+    if scheme == "int4":
+        group = quantize.get("group_size", 64)
+        if group not in GROUPS:
+            raise ValueError(
+                f"group_size: ONNX Runtime has kernels for {', '.join(map(str, GROUPS))}, not for {group}; take one of these"
+            )
+        return {**given, "group_size": group}
     method = quantize.get("method", "auto")
     if method == "auto":
         method = "static" if calibrated else "dynamic"
@@ -68,11 +82,12 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
     found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, **METHODS[method]}
     if not found["dynamic"] and not calibrated:
         raise ValueError(f"method: {method} needs calibration.data; give it, or write method: dynamic")
-    given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
     return {"method": method, **given, **found}
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    if facts.format == "huggingface":
+        return onnxruntime_lm.refuse(facts, parameters)
     return onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime")
 
 
@@ -82,6 +97,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     Fitted on models of 0.6, 50 and 201 MB (sizes within 1 %): nodes of quantization take 400 bytes an operator, and static
     ones 13 bytes a channel, of which there is one an element of a bias; memory was measured at 0.6 to 1 of it.
     """
+    if facts.format == "huggingface":
+        return onnxruntime_lm.estimate(facts, scheme, parameters)
     whole = facts.bytes
     if scheme == "none":
         return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
@@ -94,6 +111,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
     """The model as a folder with `model.onnx`, its opset raised where it is older than 13, held against the source."""
+    if facts.format == "huggingface":
+        return onnxruntime_lm.convert(action, facts)
     folder = action.outputs["model"]
     folder.mkdir()
     opsets = onnxsource.opsets(facts)
@@ -112,6 +131,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
     """int8 by onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
+    if onnxruntime_lm.is_one(action.inputs["model"]):
+        return onnxruntime_lm.quantize(action)
     source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
     folder.mkdir()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -236,7 +257,9 @@ def smoke() -> str:
     return f"{session.runtime}, onnx {onnx.__version__}"
 
 
-def open(model: Path, view: str = "") -> OnnxSession:
+def open(model: Path, view: str = "") -> Session:
+    if onnxruntime_lm.is_one(model):
+        return onnxruntime_lm.LmSession(model)
     return OnnxSession(model / "model.onnx" if model.is_dir() else model)
 
 

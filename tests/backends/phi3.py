@@ -21,6 +21,11 @@ needs_llama = pytest.mark.skipif(
     reason="needs llama-cpp-python, which is compiled; .ci/run has it in an environment of its own",
 )
 
+needs_onnxruntime_lm = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_genai") is None and "EDGEBUILD_ONNXRUNTIME_LM" not in os.environ,
+    reason="needs onnxruntime-genai's model builder, so torch; .ci/run has it in an environment of its own",
+)
+
 
 def copied(folder: Path, golden: bool = True) -> Path:
     shutil.copytree(MODEL, folder)
@@ -51,6 +56,26 @@ def golden(folder: Path) -> reference.Golden:
 
 def inputs(folder: Path) -> dict[str, Path]:
     return {f"model/{path.name}": path for path in folder.iterdir()}
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def narrow(folder: Path, width: int) -> Path:
+    """The model with narrower feed-forward layers."""
+
+    def cut(weights: dict[str, Any]) -> None:
+        for name in [name for name in weights if ".mlp." in name]:
+            weights[name] = weights[name][: 2 * width] if "gate_up" in name else weights[name][:, :width]
+
+    edit(folder / "config.json", lambda config: config.update(intermediate_size=width))
+    edit_weights(folder, cut)
+    return folder
 
 
 def divergence(exact: Any, other: Any) -> float:

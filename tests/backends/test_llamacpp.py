@@ -24,19 +24,24 @@ from edgebuild.backends import llamacpp
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.step import Action, Outcome
-from tests.backends.phi3 import MODEL, TOKENS, contents, copied, divergence, edit, golden, inputs, needs_llama, report
+from tests.backends.phi3 import (
+    MODEL,
+    TOKENS,
+    contents,
+    copied,
+    divergence,
+    edit,
+    edit_weights,
+    golden,
+    inputs,
+    narrow,
+    needs_llama,
+    report,
+)
 from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
 
 TEXT = MODEL.parents[1] / "data/eval.txt"
 SCHEMES = tuple(llamacpp.SCHEMES)
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
 
 
 def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
@@ -342,18 +347,6 @@ def test_what_is_quantized_already_is_not_quantized_again_and_leaves_no_file(con
     with pytest.raises(StepFailed, match=r"^llama.cpp cannot quantize this model: .*requantizing from type q8_0 is disabled"):
         quantize(tmp_path / "small/model", tmp_path / "out", "q4_0")
     assert list((tmp_path / "out/model").iterdir()) == []
-
-
-def narrow(folder: Path, width: int) -> Path:
-    """The model with narrower feed-forward layers."""
-
-    def cut(weights: dict[str, Any]) -> None:
-        for name in [name for name in weights if ".mlp." in name]:
-            weights[name] = weights[name][: 2 * width] if "gate_up" in name else weights[name][:, :width]
-
-    edit(folder / "config.json", lambda config: config.update(intermediate_size=width))
-    edit_weights(folder, cut)
-    return folder
 
 
 @needs_llama
