@@ -124,7 +124,12 @@ def quantize(action: Action) -> Outcome:
         )
         tool.process()
         onnx.save_model(
-            tool.model.model, out / MODEL, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA, size_threshold=0
+            tool.model.model,
+            out / MODEL,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=DATA,
+            size_threshold=0,
         )
     del tool, model
     _set_modes(out)
