@@ -41,6 +41,9 @@ PACKAGES = (
     "numpy",
 )
 CONFIG, MODEL, DATA = "genai_config.json", "model.onnx", "model.onnx.data"
+# With a cache as short as a layer's window, a graph runs in no other runtime than onnxruntime-genai's own.
+OPTIONS = ("hf_token=false", "hf_remote=false", "windowed_kv_cache=false")
+WINDOWED = ("mistral", "phi3")  # model types with one window for all their layers, which their config.json does not name
 # One thread below a gigabyte of weights: a pass is over before threads have met, and on a busy machine they wait for each other.
 ONE_THREAD = 1_000_000_000
 GRAPH, GRAPH_LAYER = 20_000, 12_000  # bytes of the graph and of its part for a layer
@@ -58,6 +61,11 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.architecture not in _architectures():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
         return f"{code}onnxruntime-genai's model builder knows no language model {facts.architecture!r}; name another framework"
+    if "group_size" in parameters and facts.experts:
+        return (
+            f"the weights of its {facts.experts} experts would stay in float32, as int4 is of matrix products alone; "
+            "write scheme: none, or name another framework"
+        )
     if "method" in parameters:
         return "int8 is for ONNX models; of a language model it makes int4 of weights: write scheme: int4, or none"
     return ""
@@ -171,7 +179,7 @@ class LmSession:
             import onnxruntime_genai as genai
 
             options = genai.GeneratorParams(self._model)
-            options.set_search_options(max_length=len(tokens) + 1, batch_size=1)
+            options.set_search_options(max_length=len(tokens), batch_size=1)
             generator = genai.Generator(self._model, options)
             generator.append_tokens(tokens.astype(np.int32))
             found: NDArray[np.float32] = np.array(generator.get_output("logits")[0], np.float32)
@@ -195,16 +203,33 @@ class LmSession:
 def _build(source: Path, out: Path) -> None:
     """Raises StepFailed where a part is missing."""
     scratch = out.parent / "cache"
+    config = reference.without_code(source / "config.json")
+    (source / "config.json").write_text(json.dumps(_spelt_out(config), indent=2), encoding="utf-8")
     with _framework("convert this model", "onnxruntime-genai's model builder"):
         from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
         words = ("", str(source), str(out), "fp32", "cpu", str(scratch))
-        options = parse_extra_options(*words, ["hf_token=false", "hf_remote=false"])
+        options = parse_extra_options(*words, list(OPTIONS))
         create_model(*words, **options)
     shutil.rmtree(scratch, ignore_errors=True)
     if missing := [name for name in (MODEL, DATA, CONFIG, "tokenizer_config.json") if not (out / name).is_file()]:
         raise StepFailed(f"onnxruntime-genai's model builder made no {missing[0]}; see the log, or name another framework")
     _set_modes(out)
+
+
+def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what the builder reads and transformers 5 does not write.
+
+    Without the types of their layers it makes models whose layers all have a window that attend to the whole text.
+    """
+    new = dict(config)
+    if config.get("sliding_window") and config.get("model_type") in WINDOWED:
+        new["layer_types"] = config.get("layer_types") or ["sliding_attention"] * int(config.get("num_hidden_layers") or 0)
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key)
+        if isinstance(rope, dict) and rope.get("rope_type"):
+            new[key] = {"type": rope["rope_type"], **rope}
+    return new
 
 
 def _set_modes(folder: Path) -> None:
