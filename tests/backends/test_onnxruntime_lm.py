@@ -101,6 +101,7 @@ def test_the_same_bytes_from_any_folder(converted: Path, int4: Path, tmp_path: P
     assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
     assert outcome.summary.startswith("float32, 4,196,608 parameters, held against transformers 5 and golden.safetensors: KL ")
+    os.link(tmp_path / "out/model/model.onnx.data", tmp_path / "stored")  # as a link into the store
     quantize(tmp_path / "out/model", tmp_path / "again")
     assert contents(tmp_path / "again/model") == contents(int4 / "model")
     names = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json"}
