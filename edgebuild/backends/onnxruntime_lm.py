@@ -121,7 +121,7 @@ def quantize(action: Action) -> Outcome:
         if path.name not in (MODEL, DATA):
             shutil.copyfile(path, out / path.name)
     with _framework("load the converted model", "onnx"):
-        model = onnx.load(source / MODEL)
+        model = _load(source)
     excluded = _excluded(model.graph.node, params["exclude"])
     possible = [node.name for node in model.graph.node if node.op_type == "MatMul"]
     with _framework("quantize this model", "onnxruntime.quantization"):
@@ -256,6 +256,25 @@ def _architectures() -> frozenset[str]:
 
 
 # -- quantizing -----------------------------------------------------------------------------------------------------------
+def _load(folder: Path) -> Any:
+    """The graph with its weights, read here: onnx refuses a file of weights that has two names, as links into the store have."""
+    import onnx
+
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    with (folder / DATA).open("rb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            place = {one.key: one.value for one in tensor.external_data}
+            file.seek(int(place.get("offset", 0)))
+            tensor.raw_data = file.read(int(place["length"]))
+            if len(tensor.raw_data) != int(place["length"]):
+                raise ValueError(f"{DATA} ends before {tensor.name}")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
+
+
 def _excluded(nodes: Sequence[Any], names: Sequence[str]) -> list[str]:
     """`exclude` holds node names or operator types. Raises BadInput for one that matches nothing."""
     kinds = {node.op_type for node in nodes}
