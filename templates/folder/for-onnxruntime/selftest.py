@@ -38,10 +38,12 @@ def tokens(golden, session):
     prompt, sure = golden["prompt"], golden["continuation"][: golden["certain"]]
     given = numpy.array([prompt + sure[:-1]], dtype="int64")
     known = {"input_ids": given, "attention_mask": numpy.ones_like(given), "position_ids": numpy.arange(given.size)[None]}
+    config = json.loads((HERE / "model" / "genai_config.json").read_text(encoding="utf-8"))
+    sizes = {"batch_size": 1, "kv_cache_dim": config["model"]["decoder"]["head_size"]}
     feeds = {}
     for one in session.get_inputs():
         kind = "float16" if "float16" in one.type else "float32"
-        empty = [1 if at == 0 else size if isinstance(size, int) else 0 for at, size in enumerate(one.shape)]
+        empty = [size if isinstance(size, int) else sizes.get(size, 0) for size in one.shape]
         feeds[one.name] = known[one.name] if one.name in known else numpy.zeros(empty, kind)
     logits = session.run(["logits"], feeds)[0][0][len(prompt) - 1 :]
     top = golden["top"]
