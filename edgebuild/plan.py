@@ -42,7 +42,7 @@ CODE: dict[str, tuple[str, ...]] = {
 }
 WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without
 READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
-    "onnxruntime": ("onnxsource",),
+    "onnxruntime": ("onnxsource", "backends.onnxruntime_lm"),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
     "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether"),
 }

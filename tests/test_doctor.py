@@ -23,7 +23,7 @@ def test_outside_a_project_it_tries_every_backend(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     jsonschema.validate(found, json.loads((ROOT / "schemas" / "doctor.json").read_text()))
     states = {backend["name"]: backend["state"] for backend in found["backends"]}
-    for name in ("llamacpp", "olive", "openvino-lm"):
+    for name in ("llamacpp", "olive", "onnxruntime-lm", "openvino-lm"):
         assert states.pop(name) in (NOT_INSTALLED, WORKS)  # not everywhere: it is compiled, or shares no environment with others
     assert states == dict.fromkeys(("mlx", "onnxruntime", "openvino"), WORKS)
     assert found["store"]["path"] == str(tmp_path / ".edgebuild")

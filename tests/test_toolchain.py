@@ -51,7 +51,9 @@ def test_install_list_remove(packages: Index) -> None:
     assert "not installed" in packages.run("toolchain", "list").stdout
     done = packages.run("toolchain", "install", "tools")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("toolchain:tools                  ran ")  # before it, on a busy machine, that it runs
+    assert done.stdout.splitlines()[-1].startswith(
+        "toolchain:tools                  ran "
+    )  # before it, on a busy machine, that it runs
     assert "3 packages, " in done.stdout
     (environment,) = packages.made()
     assert packages.left() == []

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import onnxsource
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backends import onnxruntime_lm
 from edgebuild.errors import BadInput, StepFailed, did_you_mean
 from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import Action, Outcome
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NEEDS: Mapping[str, Needs] = {
-    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "onnx-ir", "numpy", "protobuf", "ml_dtypes"))
+    "onnx": Needs(lock="onnxruntime", packages=("onnxruntime", "onnx", "onnx-ir", "numpy", "protobuf", "ml_dtypes")),
+    "huggingface": Needs(lock="onnxruntime-lm", packages=onnxruntime_lm.PACKAGES),
 }
 SCHEMES: Mapping[str, Sequence[str]] = {
     "int8": ("method", "symmetric", "exclude"),
@@ -88,6 +90,8 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    if facts.format == "huggingface":
+        return onnxruntime_lm.refuse(facts, parameters)
     if reason := onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime"):
         return reason
     if "group_size" in parameters and not any(facts.weights.get(operator) for operator in PRODUCTS):
@@ -101,6 +105,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     Fitted on models of 0.6, 50 and 201 MB (sizes within 1 %): nodes of quantization take 400 bytes an operator, and static
     ones 13 bytes a channel, of which there is one an element of a bias; memory was measured at 0.6 to 1 of it.
     """
+    if facts.format == "huggingface":
+        return onnxruntime_lm.estimate(facts, scheme, parameters)
     whole = facts.bytes
     if scheme == "none":
         return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
@@ -118,6 +124,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
     """The model as a folder with `model.onnx`, its opset raised where it is older than 13, held against the source."""
+    if facts.format == "huggingface":
+        return onnxruntime_lm.convert(action, facts)
     folder = action.outputs["model"]
     folder.mkdir()
     opsets = onnxsource.opsets(facts)
@@ -136,6 +144,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
     """By onnxruntime.quantization. Raises StepFailed where nothing was quantized or the file did not shrink."""
+    if onnxruntime_lm.is_one(action.inputs["model"]):
+        return onnxruntime_lm.quantize(action)
     source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
     folder.mkdir()
     if action.params["scheme"] == "int4":
@@ -194,7 +204,7 @@ def _int4(action: Action, source: Path, folder: Path) -> Outcome:
             model, block_size=params["group_size"], is_symmetric=params["symmetric"], nodes_to_exclude=excluded
         )
         tool.process()
-        large = sum(path.stat().st_size for path in source.parent.iterdir()) > PROTOBUF
+        large = _bytes(source.parent) > PROTOBUF
         tool.model.save_model_to_file(str(folder / "model.onnx"), use_external_data_format=large)
     except (OSError, MemoryError):
         raise
@@ -227,10 +237,10 @@ def _gemm_to_matmul(graph: Any, excluded: Sequence[str]) -> None:
             nodes.append(helper.make_node("Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}/bias"))
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
-    unread = [one for one in graph.initializer if one.name not in read and not _has_subgraphs(nodes)]
-    for one in unread:
-        graph.initializer.remove(one)
+    if not _has_subgraphs(nodes):
+        read = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
+        for index in reversed([index for index, one in enumerate(graph.initializer) if one.name not in read]):
+            del graph.initializer[index]
 
 
 def _has_subgraphs(nodes: Sequence[Any]) -> bool:
@@ -324,7 +334,9 @@ def smoke() -> str:
     return f"{session.runtime}, onnx {onnx.__version__}"
 
 
-def open(model: Path, view: str = "") -> OnnxSession:
+def open(model: Path, view: str = "") -> Session:
+    if onnxruntime_lm.is_one(model):
+        return onnxruntime_lm.LmSession(model)
     return OnnxSession(model / "model.onnx" if model.is_dir() else model)
 
 
@@ -371,11 +383,14 @@ def _matching(nodes: Sequence[Any], names: Sequence[str]) -> list[str]:
     return found
 
 
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]) -> Outcome:
     import onnx
 
-    before = sum(path.stat().st_size for path in source.parent.iterdir())
-    after = sum(path.stat().st_size for path in folder.iterdir())
+    before, after = _bytes(source.parent), _bytes(folder)
     original = onnx.load(source, load_external_data=False).graph
     params = action.params
     how = {key: params[key] for key in ("method", "group_size") if key in params}

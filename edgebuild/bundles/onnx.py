@@ -17,6 +17,8 @@ MODEL, ORT, OPERATORS = "model.onnx", "model.ort", "required_operators.config"
 
 
 def refuse(framework: str, task: str) -> str:
+    if framework == "onnxruntime" and task == "text-generation":
+        return "its loaders take named arrays, not text; name package.kind: folder for a language model"
     if framework == "onnxruntime":
         return ""
     return f"it holds a model for ONNX Runtime, but the framework is {framework}; name framework: onnxruntime, or package.kind: folder"

@@ -31,6 +31,11 @@ needs_olive = pytest.mark.skipif(
     reason="needs olive-ai, whose packages share no environment; .ci/run has it in one of its own",
 )
 
+needs_onnxruntime_lm = pytest.mark.skipif(
+    importlib.util.find_spec("onnxruntime_genai") is None and "EDGEBUILD_ONNXRUNTIME_LM" not in os.environ,
+    reason="needs onnxruntime-genai's model builder, so torch; .ci/run has it in an environment of its own",
+)
+
 
 def copied(folder: Path, golden: bool = True) -> Path:
     shutil.copytree(MODEL, folder)

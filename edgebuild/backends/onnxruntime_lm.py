@@ -1,0 +1,326 @@
+"""The language models of the backend `onnxruntime`: a Hugging Face folder in, a folder out that onnxruntime-genai loads.
+
+onnxruntime-genai's model builder writes the graph with its key-value cache as inputs and outputs, the tokenizer and
+genai_config.json, in float32; MatMulNBits quantizes that graph. It is run by onnxruntime-genai itself, tokenizer included.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebuild import onnxsource, reference
+from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed
+from edgebuild.step import Action, Outcome
+from edgebuild.units import human
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PACKAGES = (
+    "onnxruntime-genai",
+    "onnxruntime",
+    "onnx",
+    "onnx-ir",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "safetensors",
+    "protobuf",
+    "ml_dtypes",
+    "numpy",
+)
+CONFIG, MODEL, DATA = "genai_config.json", "model.onnx", "model.onnx.data"
+# With a cache as short as a layer's window, a graph runs in no other runtime than onnxruntime-genai's own.
+OPTIONS = ("hf_token=false", "hf_remote=false", "windowed_kv_cache=false")
+WINDOWED = ("mistral", "phi3")  # model types with one window for all their layers, which their config.json does not name
+# One thread below a gigabyte of weights: a pass is over before threads have met, and on a busy machine they wait for each other.
+ONE_THREAD = 1_000_000_000
+GRAPH, GRAPH_LAYER = 20_000, 12_000  # bytes of the graph and of its part for a layer
+IMPORTED, RUNNING = 450_000_000, 120_000_000  # bytes of memory that making, and running, take before any weight
+
+
+def is_one(model: Path) -> bool:
+    return (model / CONFIG).exists()
+
+
+def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
+    """Pure. In one sentence, else empty."""
+    if facts.quantized:
+        return f"it is quantized already ({facts.quantized}); give the float model that it was made from"
+    if facts.architecture not in _architectures():
+        code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
+        return f"{code}onnxruntime-genai's model builder knows no language model {facts.architecture!r}; name another framework"
+    if "group_size" in parameters and facts.experts:
+        return (
+            f"the weights of its {facts.experts} experts would stay in float32, as int4 is of matrix products alone; "
+            "write scheme: none, or name another framework"
+        )
+    if "method" in parameters:
+        return "int8 is for ONNX models; of a language model it makes int4 of weights: write scheme: int4, or none"
+    return ""
+
+
+def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
+    """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays."""
+    from edgebuild import samples
+
+    count, matrices = sum(facts.parameters.values()), sum(facts.weights.values())
+    embedding = min((facts.vocabulary or 0) * (facts.hidden or 0), matrices)
+    if facts.tied_embeddings:
+        count, matrices = count + embedding, matrices + embedding  # written twice: looked up, and multiplied by
+    whole = 4 * (count + (facts.context or 0) * (facts.hidden or 0) // (facts.heads or 1))  # with a table of rotations
+    others = GRAPH + GRAPH_LAYER * (facts.layers or 0) + facts.tokenizer
+    made = whole
+    if scheme != "none":
+        each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
+        made -= int((4 - each) * (matrices - embedding))
+    making = IMPORTED + 2 * whole
+    answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
+    return Estimate(artifact=made + others, making=making, running=RUNNING + 2 * made + answers)
+
+
+def convert(action: Action, facts: ModelFacts) -> Outcome:
+    """Weights in float32; byte for byte the same from any folder."""
+    out = action.outputs["model"]
+    staged = out.parent / "staged"
+    reference.lay_out(action.inputs, staged)
+    try:
+        _build(staged, out)
+        session = LmSession(out)
+        try:
+            reference.same_tokenizer(session, staged)
+            _same_text(session, staged)
+            report = reference.hold(session, action)
+        finally:
+            session.close()
+    finally:
+        shutil.rmtree(staged)
+    text = json.dumps({**report, "dtypes": "float32", "runtime": session.runtime}, indent=1, sort_keys=True)
+    action.outputs["report"].write_text(text, encoding="utf-8")
+    return Outcome(summary=f"float32, {sum(facts.parameters.values()):,} parameters, {reference.verdict(report)}")
+
+
+def quantize(action: Action) -> Outcome:
+    """Weights of matrix products in blocks of four bits, all else as it is. Raises StepFailed where nothing was, or did not shrink."""
+    import onnx
+
+    source, out, params = action.inputs["model"], action.outputs["model"], action.params
+    out.mkdir()
+    for path in source.iterdir():
+        if path.name not in (MODEL, DATA):
+            shutil.copyfile(path, out / path.name)
+    with _framework("load the converted model", "onnx"):
+        model = _load(source)
+    excluded = _excluded(model.graph.node, params["exclude"])
+    possible = [node.name for node in model.graph.node if node.op_type == "MatMul"]
+    with _framework("quantize this model", "onnxruntime.quantization"):
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        tool = MatMulNBitsQuantizer(
+            model, block_size=params["group_size"], is_symmetric=params["symmetric"], nodes_to_exclude=excluded
+        )
+        tool.process()
+        onnx.save_model(
+            tool.model.model,
+            out / MODEL,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=DATA,
+            size_threshold=0,
+        )
+    del tool, model
+    _set_modes(out)
+    return _counted(action, possible, source, out)
+
+
+class LmSession:
+    """A model and its tokenizer in onnxruntime-genai, on the CPU."""
+
+    inputs: Sequence[Mapping[str, Any]] = ()
+
+    def __init__(self, folder: Path) -> None:
+        with _framework("load the model"):
+            import onnxruntime
+            import onnxruntime_genai as genai
+
+            onnxruntime.disable_telemetry_events()
+            genai.disable_telemetry_events()
+            self._threads = 1 if _weights(folder) < ONE_THREAD else _cores()
+            config = genai.Config(str(folder))
+            options = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1, "log_severity_level": 3}
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            self._model: Any = genai.Model(config)
+            self._tokenizer: Any = genai.Tokenizer(self._model)
+            self._tokenizer.update_options(add_special_tokens="false", skip_special_tokens="false")
+            self._vocabulary = int(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]["vocab_size"])
+        threads = f"{self._threads} thread{'s' * (self._threads > 1)}"
+        self.runtime = f"onnxruntime-genai {genai.__version__}, onnxruntime {onnxruntime.__version__}, CPU, {threads}"
+
+    def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        raise StepFailed("a language model takes tokens, not named arrays; give it as ONNX, or name another framework")
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """One pass, from an empty cache."""
+        import numpy as np
+
+        reference.within(self._vocabulary, tokens)
+        with _framework("run the model"):
+            import onnxruntime_genai as genai
+
+            options = genai.GeneratorParams(self._model)
+            options.set_search_options(max_length=len(tokens), batch_size=1)
+            generator = genai.Generator(self._model, options)
+            generator.append_tokens(tokens.astype(np.int32))
+            found: NDArray[np.float32] = np.array(generator.get_output("logits")[0], np.float32)
+        return found
+
+    def tokens(self, text: str) -> NDArray[np.int32]:
+        import numpy as np
+
+        with _framework("take a text", "the model's tokenizer"):
+            return np.array(self._tokenizer.encode(text), np.int32).reshape(-1)
+
+    def text(self, tokens: NDArray[np.int32]) -> str:
+        with _framework("give a text", "the model's tokenizer"):
+            return str(self._tokenizer.decode(tokens))
+
+    def close(self) -> None:
+        self._tokenizer = self._model = None
+
+
+# -- conversion -----------------------------------------------------------------------------------------------------------
+def _build(source: Path, out: Path) -> None:
+    """Raises StepFailed where a part is missing."""
+    scratch = out.parent / "cache"
+    config = reference.without_code(source / "config.json")
+    (source / "config.json").write_text(json.dumps(_spelt_out(config), indent=2), encoding="utf-8")
+    with _framework("convert this model", "onnxruntime-genai's model builder"):
+        from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+        words = ("", str(source), str(out), "fp32", "cpu", str(scratch))
+        options = parse_extra_options(*words, list(OPTIONS))
+        create_model(*words, **options)
+    shutil.rmtree(scratch, ignore_errors=True)
+    if missing := [name for name in (MODEL, DATA, CONFIG, "tokenizer_config.json") if not (out / name).is_file()]:
+        raise StepFailed(f"onnxruntime-genai's model builder made no {missing[0]}; see the log, or name another framework")
+    _set_modes(out)
+
+
+def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what the builder reads and transformers 5 does not write.
+
+    Without the types of their layers it makes models whose layers all have a window that attend to the whole text.
+    """
+    new = dict(config)
+    if config.get("sliding_window") and config.get("model_type") in WINDOWED:
+        new["layer_types"] = config.get("layer_types") or ["sliding_attention"] * int(config.get("num_hidden_layers") or 0)
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key)
+        if isinstance(rope, dict) and rope.get("rope_type"):
+            new[key] = {"type": rope["rope_type"], **rope}
+    return new
+
+
+def _set_modes(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _same_text(session: LmSession, source: Path) -> None:
+    """Raises StepFailed where onnxruntime-genai makes another text of tokens than the source's tokenizer.
+
+    It leaves the space that some tokenizers put before a text's first word.
+    """
+    tokenizer = reference.tokenizer(source)
+    tokens = reference.tokens(tokenizer, reference.SAMPLE)
+    expected, found = str(tokenizer.decode(tokens.tolist(), skip_special_tokens=False)), session.text(tokens)
+    if found.lstrip(" ") != expected.lstrip(" "):
+        raise StepFailed(f"onnxruntime-genai's tokenizer gives {found[:60]!r} where the source's gives {expected[:60]!r}")
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    """The language models that the lock's model builder makes by code of transformers' own: the same wherever it is asked."""
+    return frozenset(Path(__file__).with_name("onnxruntime_architectures.txt").read_text(encoding="ascii").split())
+
+
+# -- quantizing -----------------------------------------------------------------------------------------------------------
+def _load(folder: Path) -> Any:
+    """The graph with its weights, read here: onnx refuses a file of weights that has two names, as links into the store have."""
+    import onnx
+
+    model = onnx.load(folder / MODEL, load_external_data=False)
+    with (folder / DATA).open("rb") as file:
+        for tensor in model.graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            place = {one.key: one.value for one in tensor.external_data}
+            file.seek(int(place.get("offset", 0)))
+            tensor.raw_data = file.read(int(place["length"]))
+            if len(tensor.raw_data) != int(place["length"]):
+                raise ValueError(f"{DATA} ends before {tensor.name}")
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
+
+
+def _excluded(nodes: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """`exclude` holds node names or operator types. Raises BadInput for one that matches nothing."""
+    kinds = {node.op_type for node in nodes}
+    if unknown := sorted(set(names) - kinds - {node.name for node in nodes}):
+        message = f'no node or operator is called "{unknown[0]}"; operators: {", ".join(sorted(kinds))}'
+        raise BadInput(f"quantize.exclude: {message}")
+    return [node.name for node in nodes if node.name in names or node.op_type in names]
+
+
+def _counted(action: Action, possible: Sequence[str], source: Path, out: Path) -> Outcome:
+    """By the files as they lie on the disk."""
+    import onnx
+
+    nodes = onnx.load(out / MODEL, load_external_data=False).graph.node
+    left = sorted(node.name for node in nodes if node.op_type == "MatMul" and node.name in possible)
+    done = sum(node.op_type == "MatMulNBits" for node in nodes)
+    before, after = _weights(source), _weights(out)
+    onnxsource.check_quantized(done, len(possible), ("MatMul",), before, after)
+    group = action.params["group_size"]
+    report = {
+        "group_size": group,
+        "operators": done,
+        "quantizable": len(possible),
+        "not_quantized": left,
+        "bytes_before": before,
+        "bytes_after": after,
+    }
+    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
+    sizes = f"{human(before)} → {human(after)}"
+    return Outcome(summary=f"int4 in groups of {group}, {done} of {len(possible)} matrix products, {sizes}")
+
+
+def _weights(folder: Path) -> int:
+    return sum(path.stat().st_size for name in (MODEL, DATA) if (path := folder / name).exists())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@contextmanager
+def _framework(doing: str, who: str = "onnxruntime-genai") -> Iterator[None]:
+    """A framework's exception as one sentence of ours."""
+    try:
+        yield
+    except (EdgebuildError, MemoryError):
+        raise
+    except Exception as error:
+        raise StepFailed(f"{who} cannot {doing}: {onnxsource.first_line(error)}") from error
