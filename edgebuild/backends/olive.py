@@ -211,6 +211,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         model = {"type": "ONNXModel", "model_path": str(staged), "onnx_file_name": FILE}
         answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "")
         _take(answer, folder)
+    _keep_names(source / FILE, folder / FILE)
     for path in source.iterdir():  # configuration and tokenizer of a language model
         if path.name not in (FILE, f"{FILE}.data") and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
@@ -373,6 +374,24 @@ def _take(answer: Mapping[str, Any], folder: Path) -> None:
         raise StepFailed(f"Olive's workflow ended well and left {has}, but no {FILE}; name other passes, or another framework")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _keep_names(source: Path, made: Path) -> None:
+    """Outputs that a pass gave other names (`logits_Q4`) get their own again: who runs the model knows no other."""
+    import onnx
+
+    model = onnx.load(made, load_external_data=False)
+    wanted = [one.name for one in onnx.load(source, load_external_data=False).graph.output]
+    found = [one.name for one in model.graph.output]
+    renamed = {new: old for new, old in zip(found, wanted, strict=False) if new != old}
+    if not renamed or len(found) != len(wanted) or set(wanted) & set(found) & set(renamed.values()):
+        return
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = renamed.get(value.name, value.name)
+    onnx.save(model, made)
 
 
 # -- what came out --------------------------------------------------------------------------------------------------------
