@@ -302,7 +302,7 @@ def test_a_pickle_is_refused_whatever_its_name(phi3: Path) -> None:
         (b"", "digits.onnx is empty"),
         (b"half", "digits.onnx is of no known model format"),
         (b"\x80\x04\x95", "is a pickle"),
-        (b"GGUF" + bytes(20), "takes a source of format onnx, but this one is gguf"),
+        (b"GGUF" + bytes(20), "takes a source of format onnx and huggingface, but this one is gguf"),
         (None, "truncated"),
     ],
 )
