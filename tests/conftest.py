@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgebuild import digest, worker
+from edgebuild import digest, machine, worker
 from edgebuild.backends import fake
 from edgebuild.errors import StepFailed
 from edgebuild.fresh import Fresh, remember
@@ -19,6 +19,7 @@ from edgebuild.project import Project
 from edgebuild.run import Builder, Done, sweep
 from edgebuild.step import Step
 
+VNNI = "vnni" in machine.isa()  # its sums of int8 are exact
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1
 framework: fake
