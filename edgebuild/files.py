@@ -57,13 +57,16 @@ def user_cache() -> str:
 def remove_tree(path: str) -> None:
     """Remove a file or folder, read-only or not. What cannot be removed stays for the next start to collect."""
     if os.path.isdir(path) and not os.path.islink(path):
-        for folder, _, _ in os.walk(path):
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.isdir(path):
+            return
+        for folder, _, _ in os.walk(path):  # what was closed to us
             try:
                 os.chmod(folder, 0o700)
             except OSError:
                 pass
-        import shutil
-
         shutil.rmtree(path, ignore_errors=True)
     else:
         try:
@@ -81,8 +84,12 @@ def locked(path: str, *, alone: bool = True, waits: Callable[[], None] = lambda:
     """
     import fcntl
 
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    how_open = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        handle = os.open(path, how_open, 0o666)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        handle = os.open(path, how_open, 0o666)
     try:
         how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
 from edgebuild.files import sealed, write_whole
 from edgebuild.memo import parts
-from edgebuild.noop import NOTE, Signature, racy, recall, signature
+from edgebuild.noop import NOTE, TICK, Signature, racy, recall, signature
 from edgebuild.project import Project
 from edgebuild.step import SOURCES, Step
 
@@ -118,8 +118,8 @@ def remember(project: Project, fresh: Fresh) -> None:
         return
     seen = _signatures(project, steps)
     newest = max((max(found[0], found[1]) for found in seen.values() if found), default=0)
-    if 0 <= time.time_ns() - newest < 30_000_000:
-        time.sleep(0.03)  # let the file system's clock pass what was just written
+    if 0 <= (age := time.time_ns() - newest) <= TICK:
+        time.sleep((TICK - age) / 1e9 + 0.001)  # let the file system's clock pass what was just written
     project.memo.forget_all()
     again = Fresh(project)
     if not all(again(step) for step in steps) or _signatures(project, steps) != seen:

@@ -17,6 +17,7 @@ from edgebuild.files import sealed, unsealed, write_whole
 
 STATE = ".edgebuild"
 NOTE = f"{STATE}/noop.json"
+TICK = 20_000_000  # ns: file systems' clocks tick more often than that, but those that show whole seconds only
 Signature = list[int]  # mtime_ns, ctime_ns, size, inode, mode
 
 
@@ -35,7 +36,7 @@ def racy(found: Signature) -> bool:
     git's rule. A clock that shows whole seconds only is taken to tick every two.
     """
     changed = max(found[0], found[1])
-    return time.time_ns() - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else 20_000_000)
+    return time.time_ns() - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else TICK)
 
 
 def identity(version: str | None = None, strict: bool = False) -> list[object]:

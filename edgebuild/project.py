@@ -1,6 +1,7 @@
-"""A project on disk: its plan, taken from the plan cache while nothing it was made from has moved.
+"""A project on disk: its plan, taken from the plan cache while nothing it was made from has changed.
 
-A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behind `_make`, which a moved stat calls.
+Plans of before are kept beside it: who undoes an edit, or goes back to a branch, has the plan that was made of those texts.
+A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behind `_make`, which a new text calls.
 """
 
 import json
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import digest, machine, shipped
-from edgebuild.files import sealed, unsealed, write_whole
+from edgebuild.files import remove_tree, sealed, unsealed, write_whole
 from edgebuild.memo import MEMO, Memo
 from edgebuild.noop import STATE, Signature, identity, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
+
+FOLDERS = ("targets", "platforms")  # of texts that plans are made of
+BEFORE, KEPT = f"{STATE}/before", 8  # plans of before, by what they were made from; that many at most
+PLAN, RECIPES = "plan.json", "recipes.json"
 
 if TYPE_CHECKING:
     from edgebuild.backend import ModelFacts, Needs
@@ -48,12 +53,12 @@ class Project:
         """The components of every recipe, by its digest: what runs and what `explain` shows."""
         if self._recipes is None:
             try:
-                with open(f"{STATE}/recipes.json", "rb") as file:
+                with open(f"{STATE}/{RECIPES}", "rb") as file:
                     self._recipes = json.loads(unsealed(file.read()))
             except (OSError, ValueError):
                 self._recipes = {}
-        if any(step.recipe not in self._recipes for step in self.steps.values()):
-            self._make()  # the file was lost, or belongs to another plan
+            if any(step.recipe not in self._recipes for step in self.steps.values()):
+                self._make()  # the file was lost, or belongs to another plan
         return self._recipes
 
     def names(self) -> list[str]:
@@ -90,11 +95,18 @@ class Project:
 
     # -- the plan cache -----------------------------------------------------------------------------------------------
     def _load(self) -> bool:
+        """Take the plan of the last run where it holds, else one of before that does."""
         try:
-            with open(f"{STATE}/plan.json", "rb") as file:
-                cached = json.loads(unsealed(file.read()))
-            if cached["identity"] != self.identity() or not self._still(cached):
+            cached = _read_plan(STATE)
+            touched = self._touched(cached)
+            if touched is None:
+                cached = self._go_back(cached)
+                touched = self._touched(cached)
+            if cached is None or touched is None:
                 return False
+            if touched:
+                cached["guards"] |= touched
+                _keep(cached)
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
             one = sys.intern  # equal texts are kept once: steps share paths, recipes and names
@@ -114,31 +126,53 @@ class Project:
             return False
         return True
 
-    def _still(self, cached: dict[str, Any]) -> bool:
-        """Whether a plan holds: no guard moved but model files that a new look finds to be of the same format and parts."""
-        guards, sources = cached["guards"], cached["sources"]
-        touched = {path: found for path, known in guards.items() if (found := signature(path)) != known}
-        if not touched.keys() <= sources.keys():
-            return False
-        if touched:
+    def _touched(self, cached: dict[str, Any] | None) -> dict[str, Signature | None] | None:
+        """What moved of the guards of a plan that is today's all the same; None where it is not, or there is none.
+
+        Texts may move that say the same, and model files that a new look finds to be of the same format and parts.
+        """
+        if cached is None or cached["identity"] != self.identity():
+            return None
+        sources, texts = cached["sources"], cached["texts"]
+        touched = {path: found for path, known in cached["guards"].items() if (found := signature(path)) != known}
+        models = touched.keys() - texts.keys() - set(FOLDERS)
+        if not models <= sources.keys() or (len(models) < len(touched) and self._texts() != texts):
+            return None
+        if models:
             from edgebuild import source
 
-            for path in touched:
+            for path in models:
                 lies = source.find(".", path, "", "")
                 if _listed(lies, [_facts_of(lies)] if len(sources[path]) > 2 else []) != sources[path]:
-                    return False
-            guards |= touched
-            _keep(cached)
-        return True
+                    return None
+        return touched
+
+    def _go_back(self, last: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Put the plan that was made of today's texts in the place of the last run's, which is put aside; None where there is none."""
+        place = _place(self.identity(), self._texts())
+        aside = _place(last["identity"], last["texts"]) if last else ""
+        if aside == place:
+            return None  # what moved is no text
+        if aside:
+            _move(STATE, aside)
+        cached = _read_plan(place)
+        if cached is not None:
+            _move(place, STATE)
+        return cached
+
+    def _texts(self) -> dict[str, str]:
+        """Path → digest of every target and platform file of the project."""
+        return {path: self.memo.of(path) if os.path.isfile(path) else "" for path in _text_files()}
 
     def _make(self) -> None:
         from edgebuild import load, plan
         from edgebuild.errors import TargetError
 
         seen = _Seen(self)
-        seen.guard("targets", "platforms", "templates")
+        seen.guard(*FOLDERS, "templates")
         found = load.names(".")
-        seen.guard(*(f"targets/{name}.yaml" for name in found), *(f"platforms/{other}" for other in _listdir("platforms")))
+        seen.guard(*_text_files())
+        texts = self._texts()
         targets, around = load.Targets(".", found), seen.surroundings()
         whole = plan.Plan(problems=targets.problems)
         for file, names in targets.files.items():
@@ -156,21 +190,23 @@ class Project:
         self._by_target.clear()
         self._recipes = whole.recipes
         self.guards = seen.guards
-        self._save(seen.sources)
+        if all(signature(path) == self.guards[path] for path in (*FOLDERS, *texts)):  # else: of which text is this the plan?
+            self._save(seen.sources, texts)
 
-    def _save(self, sources: Mapping[str, Any]) -> None:
+    def _save(self, sources: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         steps = [[s.name, s.verb, s.target, s.recipe, s.inputs, s.outputs, s.after, s.on_demand] for s in self.steps.values()]
         cached = {
             "identity": self.identity(),
             "guards": self.guards,
             "sources": sources,
+            "texts": texts,
             "targets": self.targets,
             "problems": self.problems,
             "groups": self.groups,
             "steps": steps,
         }
         try:
-            write_whole(f"{STATE}/recipes.json", sealed(json.dumps(self._recipes, separators=(",", ":")).encode()))
+            write_whole(f"{STATE}/{RECIPES}", sealed(json.dumps(self._recipes, separators=(",", ":")).encode()))
             _keep(cached)
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
@@ -179,7 +215,33 @@ class Project:
 def _keep(cached: Mapping[str, Any]) -> None:
     """Write the plan cache, but where a file that it was made from may yet change unseen. Raises OSError."""
     if not any(racy(found) for found in cached["guards"].values() if found):
-        write_whole(f"{STATE}/plan.json", sealed(json.dumps(cached, separators=(",", ":")).encode()))
+        write_whole(f"{STATE}/{PLAN}", sealed(json.dumps(cached, separators=(",", ":")).encode()))
+
+
+def _read_plan(folder: str) -> dict[str, Any] | None:
+    """None where there is none that is whole."""
+    try:
+        with open(f"{folder}/{PLAN}", "rb") as file:
+            found: dict[str, Any] = json.loads(unsealed(file.read()))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _place(identity: list[Any], texts: Mapping[str, str]) -> str:
+    """Where a plan is kept that is not the last run's."""
+    return f"{BEFORE}/{digest.tagged('plan', [identity, texts])}"
+
+
+def _move(source: str, target: str) -> None:
+    """Move a plan and its recipes. Of those of before the oldest go. Raises OSError."""
+    os.makedirs(target, exist_ok=True)
+    for name in (RECIPES, PLAN):
+        os.replace(f"{source}/{name}", f"{target}/{name}")
+    if source != STATE:
+        remove_tree(source)
+    for old in sorted((f"{BEFORE}/{name}" for name in os.listdir(BEFORE)), key=os.path.getmtime)[:-KEPT]:
+        remove_tree(old)
 
 
 class _Seen:
@@ -316,6 +378,11 @@ def _facts_of(found: "Found") -> "ModelFacts | None":
         return facts_of({role: Path(path) for role, path in found.files.items()})
     except (StepFailed, OSError):
         return None
+
+
+def _text_files() -> list[str]:
+    targets = [f"targets/{name}" for name in _listdir("targets") if name.endswith(".yaml") and not name.startswith(".")]
+    return targets + [f"platforms/{name}" for name in _listdir("platforms")]
 
 
 def _files(folder: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,13 @@ class Step:
 
     def key(self, inputs: Mapping[str, str]) -> str:
         """The key: the recipe and the content digest of each input, by role."""
-        return digest.tagged("key", [self.recipe, sorted(inputs.items())])
+        return _key(self.recipe, tuple(sorted(inputs.items())))
+
+
+@lru_cache(2048)
+def _key(recipe: str, inputs: tuple[tuple[str, str], ...]) -> str:
+    """Asked for several times in a step's life, for the same answer."""
+    return digest.tagged("key", [recipe, inputs])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

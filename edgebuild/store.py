@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from edgebuild import digest
 from edgebuild.artifact import Artifact, Record, record_from_json
@@ -224,8 +224,9 @@ class Store:
     def _rename_in(self, path: str, target: str) -> None:
         folder = os.path.dirname(target)
         if not os.path.isdir(folder):
-            remove_tree(folder)  # a file or a link to nothing where a folder of ours should be is damage
-        os.makedirs(folder, exist_ok=True)
+            with suppress(OSError):  # a folder: somebody made it just now
+                os.unlink(folder)  # a file or a link to nothing where a folder of ours should be is damage
+            os.makedirs(folder, exist_ok=True)
         if os.path.isdir(target) and not os.path.islink(target):
             remove_tree(target)  # a folder where an object should be is damage
         os.replace(path, target)

@@ -366,5 +366,104 @@ def test_what_was_touched_and_holds_what_it_held_is_no_work(built: Lab) -> None:
     assert not again()
     os.rename("elsewhere", output)
     settled()
-    Path("targets/one.yaml").touch()  # read when a plan is made, not by its digest
-    assert not again()
+    Path("targets/one.yaml").touch()
+    time.sleep(0.05)
+    assert again()
+
+
+def at_rest(lab: Lab) -> None:
+    """Build until the plan is kept: what was just edited may yet change unseen."""
+    lab.build()
+    time.sleep(0.05)
+    lab.build()
+
+
+def plans_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    made: list[int] = []
+    real = Project._make
+
+    def counted(self: Project) -> None:
+        made.append(1)
+        real(self)
+
+    monkeypatch.setattr(Project, "_make", counted)
+    return made
+
+
+def test_an_edit_undone_has_its_plan_of_before(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_rest(built)
+    before = built.outputs()
+    target, platform = built.root / "targets" / "one.yaml", built.root / "platforms" / "fake.yaml"
+    target.write_text(FULL + "quantize: {group_size: 64}\n")
+    at_rest(built)
+    (built.root / "targets" / "two.yaml").write_text(TARGET)
+    platform.write_text(PLATFORM.replace("int8", "int4"))
+    at_rest(built)
+    made = plans_made(monkeypatch)
+    target.write_text(FULL)
+    (built.root / "targets" / "two.yaml").unlink()
+    platform.unlink()  # as an editor or git writes: another file, in a folder that moved
+    platform.write_text(PLATFORM)
+    assert built.ran() == set()
+    assert (made, built.outputs()) == ([], before)
+    os.chdir(built.root)
+    assert Project().recipes  # they came with it
+    assert not made
+    time.sleep(0.05)
+    assert set(built.build().values()) == {"fresh"}
+    assert not made
+
+
+def test_a_plan_of_before_holds_only_for_what_it_was_made_of(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_rest(built)
+    target = built.root / "targets" / "one.yaml"
+    target.write_text(FULL + "quantize: {group_size: 64}\n")
+    at_rest(built)
+    made = plans_made(monkeypatch)
+    template = built.root / "templates" / "folder" / "README.md.j2"
+    template.parent.mkdir(parents=True)
+    template.write_text("another")  # no text of a plan's name
+    target.write_text(FULL)
+    assert "package" in ran(built)
+    assert made
+    at_rest(built)
+    os.chdir(built.root)
+    made.clear()
+    for version, known in (("9.9.9", True), (None, False), ("9.9.9", True)):
+        assert ("9.9.9" in str(Project(version=version).recipes)) is known
+    assert len(made) == 1, "each version has a plan of its own"
+
+
+def test_a_text_that_changes_while_it_is_planned_leaves_no_plan(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgebuild.load import Targets
+
+    at_rest(built)
+    target, real = built.root / "targets" / "one.yaml", Targets.target
+
+    def edited(self: Targets, name: str, version: str | None = None) -> object:
+        found = real(self, name, version)
+        target.write_text(FULL)  # back, behind the reader's back
+        return found
+
+    target.write_text(FULL.replace("a fake deliverable", "edited"))
+    time.sleep(0.05)
+    os.chdir(built.root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Targets, "target", edited)
+        assert Project().targets["one"]["description"] == "edited"
+    time.sleep(0.05)
+    assert Project().targets["one"]["description"] == "a fake deliverable"
+
+
+def test_of_plans_of_before_a_few_are_kept(built: Lab) -> None:
+    from edgebuild.project import BEFORE, KEPT
+
+    for number in range(KEPT + 3):
+        (built.root / "targets" / "one.yaml").write_text(FULL.replace("a fake", f"the {number}."))
+        time.sleep(0.03)
+        os.chdir(built.root)
+        Project()
+        time.sleep(0.03)
+    kept = list((built.root / BEFORE).iterdir())
+    assert len(kept) == KEPT
+    assert all({file.name for file in folder.iterdir()} == {"plan.json", "recipes.json"} for folder in kept)

@@ -40,7 +40,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {  # kind of victim -> where its files l
     "record": (".edgebuild/records/*/*",),
     "receipt": ("build/one/*.json",),
     "memo": (".edgebuild/memo.json",),
-    "plan": (".edgebuild/plan.json", ".edgebuild/recipes.json"),
+    "plan": (".edgebuild/plan.json", ".edgebuild/recipes.json", ".edgebuild/before/*/*"),
     "no-op": (".edgebuild/noop.json",),
     "output": ("build/one/*/*", "build/one/*/*/*", "build/one/evidence.json"),
     "delivered": ("dist/*", "dist/one/*", "dist/one/*/*"),
