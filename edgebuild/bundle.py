@@ -366,12 +366,12 @@ def _environment(token: Callable[[Any], str]) -> jinja2.Environment:
 
 
 def _templates(inputs: Mapping[str, Path], backend_name: str) -> list[tuple[str, Path]]:
-    """(path in the bundle, with `.j2` and `__name__`; file). What lies in a folder `for-NAME/` is for that framework alone."""
+    """(path in the bundle, with `.j2` and `__name__`; file). What lies in a folder `for-NAME-NAME/` is for those frameworks alone."""
     chosen = {}
     for role, path in inputs.items():
         kind, _, rel = role.partition("/")
         first, _, rest = rel.partition("/")
-        if kind == "template" and (not first.startswith("for-") or first == f"for-{backend_name}"):
+        if kind == "template" and (not first.startswith("for-") or backend_name in first.split("-")[1:]):
             chosen[rest if first.startswith("for-") else rel] = path
     return sorted(chosen.items(), key=lambda item: (item[0] == "README.md.j2", item[0]))
 

@@ -294,9 +294,10 @@ class Builder:
         return self.project.store.held(waits=lambda: self._tell(step.name, "waits for edgebuild gc"))
 
     def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
-        """The receipt, then the outputs that it names; what an earlier run had put elsewhere goes before.
+        """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes.
 
-        A receipt is true once its outputs are: whoever kills us between, they are made or go with their target like any other.
+        Where no receipt lists these paths yet, one without a key does so first: only what a receipt lists is ever removed,
+        and outputs that we are killed behind must go with their target like any other.
         """
         store, memo = self.project.store, self.project.memo
         paths = set(step.outputs.values())
@@ -304,13 +305,15 @@ class Builder:
         for path in sorted(earlier - paths):
             if _ours(path, step.receipt):
                 store.remove(path)
-        receipt = receipt_of(step, record)
-        write_whole(step.receipt, receipt_bytes(receipt))
+        if earlier != paths:
+            _receipt(step, Receipt(key="", outputs={name: (path, "") for name, path in step.outputs.items()}))
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
+        receipt = receipt_of(step, record)
+        _receipt(step, receipt)
         self._made[step.name] = dict(receipt.outputs.values())
         memo.forget(step.receipt)
 
@@ -349,6 +352,10 @@ def _seen(step: Step) -> dict[str, Signature | None]:
     """What tells whether a path that a step reads was touched; without ctime, which our own hard links to an object move."""
     found = {part: signature(part) for path in step.inputs.values() for part in parts(path)}
     return {part: one and [one[0], *one[2:]] for part, one in found.items()}
+
+
+def _receipt(step: Step, receipt: Receipt) -> None:
+    write_whole(step.receipt, receipt_bytes(receipt))
 
 
 def withdraw(project: Project, receipt: str, *planned: str) -> None:

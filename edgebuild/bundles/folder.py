@@ -10,7 +10,7 @@ from edgebuild.bundle import Payload, Proof
 
 CODE: Sequence[str] = ("bundles.folder",)
 COPIES = 1
-SELF_TEST = "selftest.py"  # there only where templates/folder/for-FRAMEWORK has one
+SELF_TEST = "selftest.py"  # there only where a folder for-FRAMEWORK of templates/folder has one
 
 
 def refuse(framework: str, task: str) -> str:

@@ -205,10 +205,12 @@ def test_a_language_model(tmp_path: Path) -> None:
 
 @needs_olive
 @pytest.mark.slow
-def test_the_example(tmp_path: Path) -> None:
-    folder = copy_project(tmp_path / "project", "desktop-digits")
-    done = doit(folder, "build:desktop-digits")
+@pytest.mark.parametrize(("target", "operators"), [("desktop-digits", 5), ("desktop-phi3", 22)])
+def test_the_example(tmp_path: Path, target: str, operators: int) -> None:
+    folder = copy_project(tmp_path / "project", target)
+    done = doit(folder, f"build:{target}")
     assert done.returncode == 0, done.stdout + done.stderr
-    evidence = json.loads((folder / "dist/desktop-digits.evidence.json").read_text())
+    evidence = json.loads((folder / f"dist/{target}.evidence.json").read_text())
     assert evidence["bundle"]["level"] == "L4"
-    assert evidence["quantization"]["operators"] == 5
+    assert "selftest.py" in evidence["bundle"]["tools"]
+    assert evidence["quantization"]["operators"] == operators

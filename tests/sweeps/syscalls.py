@@ -252,8 +252,9 @@ class Bench:
 
     def _survivable(self, call: Call) -> bool:
         """A cache or the machine's lock may be lost; what cannot be removed is collected at the next start."""
-        ours = call.path.startswith(f"{self.root}/")
-        return not ours or os.path.dirname(call.path) == str(self.root / ".edgebuild") or call.removing
+        ours, state = call.path.startswith(f"{self.root}/"), self.root / ".edgebuild"
+        cache = os.path.dirname(call.path) == str(state) or call.path.startswith(f"{state}/before")
+        return not ours or cache or call.removing
 
 
 def unsynced(calls: Iterable[Call], root: Path) -> Iterator[str]:
