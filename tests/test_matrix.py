@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgebuild import load, matrix
+from edgebuild import document, load, matrix
 from edgebuild.files import unsealed
 from edgebuild.project import Project
 from tests.conftest import PLATFORM, ROOT, TARGET, Lab, make_lab, write_model
@@ -272,8 +272,8 @@ def test_a_thousand_targets_of_one_file_read_it_once(lab: Lab, monkeypatch: pyte
     versions = ", ".join(f"1.{number}.0" for number in range(500))
     write(lab, HEAD + f"matrix:\n  platform: [fake, small]\n  package.version: [{versions}]\n")
     opened: list[str] = []
-    text = load._text
-    monkeypatch.setattr(load, "_text", lambda path, file: opened.append(file) or text(path, file))
+    text = document._text
+    monkeypatch.setattr(document, "_text", lambda path, file: opened.append(file) or text(path, file))
     targets = load.Targets(".", ["phone"])
     assert len([targets.target(name) for name in targets.files["phone"]]) == 1000
     assert sorted(set(opened) - {"gates.yaml"}) == ["platforms/fake.yaml", "platforms/small.yaml", "targets/phone.yaml"]

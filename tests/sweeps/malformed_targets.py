@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from edgebuild import load, matrix, plan
+from edgebuild import document, load, matrix, plan
 from edgebuild.errors import TargetError, shown
 from edgebuild.project import Project, _Seen
 from tests.conftest import PLATFORM, ROOT, write_model
@@ -654,7 +654,7 @@ def _without_aliases() -> None:
                 event.anchor = None
             yield event
 
-    load.yaml.parse = plain  # type: ignore[assignment]
+    document.yaml.parse = plain  # type: ignore[assignment]
 
 
 def _set(module: Any, name: str, value: Any) -> Callable[[], None]:
@@ -662,12 +662,12 @@ def _set(module: Any, name: str, value: Any) -> Callable[[], None]:
 
 
 GUARDS: dict[str, tuple[str, Callable[[], None]]] = {
-    "depth": ("deep", _set(load, "MAX_DEPTH", 10**9)),
-    "size": ("encoding", _set(load, "MAX_BYTES", 10**9)),
+    "depth": ("deep", _set(document, "MAX_DEPTH", 10**9)),
+    "size": ("encoding", _set(document, "MAX_BYTES", 10**9)),
     "aliases": ("anchored", _without_aliases),
-    "ambiguous": ("ambiguous", _set(load, "_AMBIGUOUS", re.compile("(?!)"))),
+    "ambiguous": ("ambiguous", _set(document, "_AMBIGUOUS", re.compile("(?!)"))),
     "names": ("names", _set(load, "name_problem", lambda name: "")),
-    "schema": ("bound", _set(load._Document, "check", lambda self, schema, key="": None)),
+    "schema": ("bound", _set(document.Document, "check", lambda self, schema, key="": None)),
     "matrix": ("twice", _set(matrix, "problems", lambda file, given, texts: ())),
 }
 
