@@ -20,6 +20,7 @@ from edgebuild.run import Builder, Done, sweep
 from edgebuild.step import Step
 
 VNNI = "vnni" in machine.isa()  # its sums of int8 are exact
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: what one has compiled, the next ones load
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1
 framework: fake
@@ -122,6 +123,13 @@ class Lab:
         inputs = {role: memo.look(path) for role, path in record["inputs"].items()}
         self.performed.append(digest.tagged("work", [record["verb"], record["params"], inputs, fake._version()]))
         return perform_here(record, *rest)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One a core that this process may use; at most four, as each runs frameworks that have threads of their own."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, 4)
 
 
 @pytest.fixture(autouse=True)
