@@ -132,6 +132,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores, 4)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with journeys first, so that at the end no process waits for another one's."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True)
 def _stay_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests change directory; and no test writes into the user's cache or store."""
