@@ -16,6 +16,10 @@ from edgebuild import reference
 
 MODEL = Path(__file__).parents[2] / "targets/models/tiny-phi3"
 TOKENS = np.arange(5, 21, dtype=np.int32)
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None and "EDGEBUILD_REFERENCE" not in os.environ,
+    reason="needs the extra edgebuild[reference]; .ci/run has it in an environment of its own",
+)
 needs_llama = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None and "EDGEBUILD_LLAMACPP" not in os.environ,
     reason="needs llama-cpp-python, which is compiled; .ci/run has it in an environment of its own",

@@ -181,16 +181,6 @@ def test_a_model_without_a_tokenizer_fails(tmp_path: Path) -> None:
 
 
 @needs_llama
-def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source", golden=False)
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    convert(source, tmp_path / "out", BY_TORCH)
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["reference"] == "transformers 5"
-    assert held["kl_mean"] < 5e-4
-
-
-@needs_llama
 def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 by transformers; where the golden logits are there, they alone are compared."""
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))

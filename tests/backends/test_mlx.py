@@ -4,7 +4,6 @@ import argparse
 import ast
 import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -23,11 +22,18 @@ from edgebuild.errors import StepFailed
 from edgebuild.step import Outcome
 from tests.backends import language
 from tests.backends.language import BY_TORCH, permute
-from tests.backends.phi3 import MODEL, TOKENS, contents, copied, divergence, edit, edit_weights, golden, narrow, report
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None and "EDGEBUILD_REFERENCE" not in os.environ,
-    reason="needs the extra edgebuild[reference]; .ci/run has it in an environment of its own",
+from tests.backends.phi3 import (
+    MODEL,
+    TOKENS,
+    contents,
+    copied,
+    divergence,
+    edit,
+    edit_weights,
+    golden,
+    narrow,
+    needs_torch,
+    report,
 )
 
 
@@ -282,16 +288,6 @@ def test_outputs_by_name() -> None:
     ]:
         with pytest.raises(StepFailed, match=problem):
             reference.hold_outputs("the source", right, wrong)
-
-
-@needs_torch
-def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source", golden=False)
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    convert(source, tmp_path / "out", BY_TORCH)
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["reference"] == "transformers 5"
-    assert held["kl_mean"] < 1e-9
 
 
 @needs_torch

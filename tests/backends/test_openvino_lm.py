@@ -104,15 +104,6 @@ def test_it_generates_text_in_its_own_runtime(int4: Path) -> None:
 
 
 @needs_openvino_lm
-def test_a_rope_theta_is_that_of_the_source(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source", golden=False)
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    convert(source, tmp_path / "out", BY_TORCH)
-    (held,) = report(tmp_path / "out")["against"]
-    assert (held["reference"], held["kl_mean"] < 1e-6) == ("transformers 5", True)
-
-
-@needs_openvino_lm
 @pytest.mark.parametrize("part", ["tokenizer", "detokenizer"])
 def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """That of another vocabulary in its place, as a wrong conversion would make it."""
