@@ -165,4 +165,12 @@ def make_lab(root: Path) -> Lab:
     return Lab(root)
 
 
+def ends(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what comes by itself, however busy the machine is."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 MakeLab = Callable[[Path], Lab]
