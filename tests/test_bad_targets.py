@@ -25,9 +25,9 @@ def message(lab: Lab, content: bytes, name: str = "bad") -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_message(name: str, lab: Lab) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     text = message(lab, (FOLDER / f"{name}.yaml").read_bytes())
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert "Traceback" not in text
     assert all(line.startswith(("targets/bad.yaml", "platforms/")) for line in text.splitlines())
     expected = FOLDER / f"{name}.txt"
