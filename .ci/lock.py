@@ -9,8 +9,8 @@ extra stands in pyproject.toml, in `[tool.edgebuild.locks.NAME]`:
     overrides   requirements that take the place of what packages ask for
     leave-out   packages that are not installed though a package asks for them
 
-and, for all that name the package, in `[tool.edgebuild.every-lock]`: `leave-out`, and `hashes`, package → the sha256 hashes that
-take the place of those that the index has.
+and, for all that name the package, in `[tool.edgebuild.every-lock]`: `leave-out`; `heads`, package → lines below the lock's own head,
+where {lock} is its name; and `hashes`, package → the sha256 hashes that take the place of those that the index has.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> int:
         parser.error(f"name a toolchain, or --all; there are: {', '.join(settings)}")
     for name in names:
         leave_out = [*every["leave-out"], *settings[name].get("leave-out", ())]
-        lock(name, {**settings[name], "leave-out": leave_out, "hashes": every["hashes"]}, options.upgrade)
+        lock(name, {**every, **settings[name], "leave-out": leave_out}, options.upgrade)
     return 0
 
 
@@ -61,11 +61,18 @@ def lock(name: str, settings: Mapping[str, Any], upgrade: bool) -> None:
         ]
         subprocess.run(command, cwd=ROOT, check=True)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    text = "\n".join([*settings.get("head", ()), *lines]) + "\n"
+    text = "\n".join([*head(name, settings, lines), *lines]) + "\n"
     for package, hashes in settings["hashes"].items():
         text = _with_hashes(text, package, hashes)
     path.write_text(text, encoding="utf-8")
     print(f"{path.relative_to(ROOT)}: {len(re.findall('^[a-z0-9].*==', text, re.MULTILINE))} packages")
+
+
+def head(name: str, settings: Mapping[str, Any], lines: list[str]) -> list[str]:
+    """What stands above the lines of a lock."""
+    named = {line.partition("==")[0] for line in lines}
+    of_packages = [line.format(lock=name) for package, found in settings["heads"].items() if package in named for line in found]
+    return [*settings.get("head", ()), *of_packages]
 
 
 def _with_hashes(text: str, package: str, hashes: list[str]) -> str:

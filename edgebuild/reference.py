@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgebuild import resources
 from edgebuild.backend import Session
 from edgebuild.errors import StepFailed
 from edgebuild.formats import safetensors
-from edgebuild.step import Action
+from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
 if TYPE_CHECKING:
@@ -116,6 +117,45 @@ def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDAr
             f"transformers cannot run the source model ({said(error)}), so that nothing can be held against it; "
             f"mend the source, or convert without torch: then {GOLDEN} alone is compared"
         ) from error
+
+
+class Speaker(Session, Protocol):
+    """A converted language model whose own runtime turns tokens into text."""
+
+    def text(self, tokens: NDArray[np.int32]) -> str: ...
+
+
+def convert(
+    action: Action,
+    dtypes: str,
+    count: int,
+    make: Callable[[Path, Path], object],
+    load: Callable[[Path], Speaker],
+    detokenizer: str,
+    leaves: str = "",
+) -> Outcome:
+    """Have a Hugging Face folder of `count` parameters converted, and hold what comes of it: tokens, text, logits.
+
+    `make` gets the folder as it is laid out, and the one to make; `dtypes` are those of the weights made;
+    `detokenizer` is what a message calls that, and `leaves` what it may leave out before the first word.
+    """
+    out = action.outputs["model"]
+    staged = out.parent / "staged"
+    lay_out(action.inputs, staged)
+    try:
+        make(staged, out)
+        session = load(out)
+        try:
+            same_tokenizer(session, staged)
+            _same_text(session, staged, detokenizer, leaves)
+            report = hold(session, action)
+        finally:
+            session.close()
+    finally:
+        shutil.rmtree(staged)
+    text = json.dumps({**report, "dtypes": dtypes, "runtime": session.runtime}, indent=1, sort_keys=True)
+    action.outputs["report"].write_text(text, encoding="utf-8")
+    return Outcome(summary=f"{dtypes}, {count:,} parameters, {verdict(report)}")
 
 
 def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
@@ -276,6 +316,15 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     if not np.isfinite(loaded["logits"]).all():
         raise ValueError("a logit is no finite number")
     return loaded
+
+
+def _same_text(candidate: Speaker, source: Path, by: str, leaves: str) -> None:
+    """Raises StepFailed where it makes another text of tokens than the tokenizer of the folder `source`."""
+    own = tokenizer(source)
+    sample = tokens(own, SAMPLE)
+    expected, found = str(own.decode(sample.tolist(), skip_special_tokens=False)), candidate.text(sample)
+    if found.lstrip(leaves) != expected.lstrip(leaves):
+        raise StepFailed(f"{by} gives {found[:60]!r} where the source's gives {expected[:60]!r}")
 
 
 def _same_tokens(candidate: Session, stored: Golden) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgebuild.run import Builder, Done, sweep
 from edgebuild.step import Step
 
 VNNI = "vnni" in machine.isa()  # its sums of int8 are exact
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: what one has compiled, the next ones load
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1
 framework: fake
@@ -124,6 +126,20 @@ class Lab:
         return perform_here(record, *rest)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One a core that this process may use; at most four, as each runs frameworks that have threads of their own."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with journeys first, then those of many tests, so that at the end no process waits long for another one's."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in long, -tests[item.path]))
+
+
 @pytest.fixture(autouse=True)
 def _stay_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests change directory; and no test writes into the user's cache or store."""
@@ -149,6 +165,14 @@ def make_lab(root: Path) -> Lab:
     (root / "dodo.py").write_text((ROOT / "dodo.py").read_text())
     write_model(root / "model.gguf", "hello")
     return Lab(root)
+
+
+def ends(holds: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what comes by itself, however busy the machine is."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 MakeLab = Callable[[Path], Lab]

@@ -16,7 +16,7 @@ from edgebuild import reserve
 from edgebuild.process import _machine_memory
 from edgebuild.reserve import NoRoom, reserved
 from edgebuild.resources import memory
-from tests.conftest import TARGET, Lab, make_lab, write_model
+from tests.conftest import TARGET, Lab, ends, make_lab, write_model
 from tests.test_cli import BIN, last_run, run
 
 GB = 10**9
@@ -153,10 +153,7 @@ def test_builds_of_two_projects(lab: Lab, tmp_path: Path, killed: bool) -> None:
     begin = [str(BIN / "doit"), "convert:one"]
     first = subprocess.Popen(begin, cwd=lab.root, stdout=subprocess.DEVNULL)
     folder = Path(os.environ["XDG_CACHE_HOME"]) / "edgebuild" / "memory"
-    deadline = time.monotonic() + 30
-    while not (folder.exists() and names(folder)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    ends(lambda: folder.exists() and names(folder))
     second = subprocess.Popen(begin, cwd=other.root, stdout=subprocess.PIPE, text=True)
     assert second.stdout
     assert any("waits for memory that other steps hold" in line for line in second.stdout)
@@ -164,8 +161,8 @@ def test_builds_of_two_projects(lab: Lab, tmp_path: Path, killed: bool) -> None:
     if killed:
         first.kill()
     assert "convert:one" in second.stdout.read()
-    assert second.wait(30) == 0
-    assert first.wait(30) == (-signal.SIGKILL if killed else 0)
+    assert second.wait(60) == 0
+    assert first.wait(60) == (-signal.SIGKILL if killed else 0)
     assert names(folder) == []
 
 

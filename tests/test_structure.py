@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -62,7 +63,8 @@ def test_nothing_is_named_in_vain(graph: grimp.ImportGraph) -> None:
             assert f"edgebuild.{module}" in graph.modules
 
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 
 
 @pytest.mark.parametrize("name", sorted(set(toolchain.names()) & set(EXTRAS)))
@@ -84,6 +86,15 @@ def test_extras_pin_what_the_locks_pin(name: str) -> None:
     assert text.count("--hash=sha256:") > len(locked)
 
 
+@pytest.mark.parametrize("name", sorted(toolchain.names()))
+def test_the_head_of_a_lock_is_what_pyproject_says(name: str) -> None:
+    settings = PROJECT["tool"]["edgebuild"]
+    lines = Path(toolchain.file(name)).read_text().splitlines()
+    head = runpy.run_path(str(ROOT / ".ci/lock.py"))["head"](name, {**settings["every-lock"], **settings["locks"][name]}, lines)
+    assert lines[: len(head)] == head
+    assert lines[len(head)][0].isalnum()
+
+
 def test_what_one_environment_holds_agrees() -> None:
     """`[all]` is one environment: of a package that several of its extras name, they name one version."""
     (everything,) = (Requirement(line) for line in EXTRAS["all"])
@@ -96,7 +107,7 @@ def test_what_one_environment_holds_agrees() -> None:
 
 def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
     """A worker in a toolchain's environment has nothing but what the lock names."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = PROJECT["project"]
     locks = {needs.lock for name, backend in BACKENDS.items() if name != "fake" for needs in backend.NEEDS.values()}
     assert locks <= set(toolchain.names())
     for name in toolchain.names():

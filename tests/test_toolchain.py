@@ -23,7 +23,7 @@ from edgebuild import digest, toolchain
 from edgebuild.errors import UserError
 from edgebuild.files import locked
 from edgebuild.project import Project
-from tests.conftest import ROOT, Lab, make_lab
+from tests.conftest import ROOT, Lab, ends, make_lab
 from tests.wheels import OURS, Index, index, wheel
 
 PARTS = ("tiny", "small", "little")
@@ -322,7 +322,7 @@ def test_an_interrupted_installation_leaves_nothing(packages: Index) -> None:
     process = packages.start("toolchain", "install", "tools")
     ends(lambda: MOMENTS["a wheel comes"](packages))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert packages.made() == packages.left() == []
@@ -346,13 +346,6 @@ def processes(packages: Index) -> list[str]:
         if str(packages.toolchains) in line:
             found.append(line)
     return found
-
-
-def ends(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -- a build uses them ------------------------------------------------------------------------------------------------------
@@ -490,7 +483,7 @@ def test_an_environment_in_use_is_not_removed(packages: Index, fake: Lab) -> Non
     assert "the toolchain fake is in use by a build" in done.stderr
     assert packages.made()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert packages.run("toolchain", "remove", "fake").returncode == 0
 
 

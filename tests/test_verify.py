@@ -22,7 +22,7 @@ from edgebuild.progress import Plain
 from edgebuild.project import Project
 from edgebuild.run import Builder
 from edgebuild.store import Store
-from tests.conftest import TARGET, Lab, perform_here, write_model
+from tests.conftest import TARGET, Lab, ends, perform_here, write_model
 from tests.test_cli import BIN, left_behind, run
 
 
@@ -207,9 +207,8 @@ def test_interrupt(lab: Lab, number: signal.Signals) -> None:
         pass
     time.sleep(0.5)
     process.send_signal(number)
-    _, err = process.communicate(timeout=10)
-    time.sleep(0.3)
-    assert not left_behind(str(lab.root))
+    _, err = process.communicate(timeout=20)
+    ends(lambda: not left_behind(str(lab.root)), 1)  # before the worker ends by itself
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert "Traceback" not in err

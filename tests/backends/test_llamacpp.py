@@ -10,20 +10,22 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgebuild import reference, resources, samples
+from edgebuild import resources, samples
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import llamacpp
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
-from edgebuild.step import Action, Outcome
+from edgebuild.step import Outcome
+from tests.backends import language
+from tests.backends.language import BY_TORCH, PHI3_MINI, TEXT, random_weights
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -38,32 +40,17 @@ from tests.backends.phi3 import (
     needs_llama,
     report,
 )
-from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
 
-TEXT = MODEL.parents[1] / "data/eval.txt"
 SCHEMES = tuple(llamacpp.SCHEMES)
 
 
-def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
-    out.mkdir()
-    files = inputs(source) if source.is_dir() else {"model": source}
-    params = {"task": "text-generation", "reference": versions or {}}
-    made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="convert", backend="llamacpp", params=params, inputs=files, outputs=made)
-    return llamacpp.convert(action, assess(files))
+convert = partial(language.convert, "llamacpp")
+logits = partial(language.logits, "llamacpp")
 
 
 def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = None) -> Outcome:
-    out.mkdir()
-    params = {
-        "task": "text-generation",
-        "scheme": scheme,
-        **({"imatrix": True, "samples": 8} if calibration else {"samples": None}),
-    }
-    made = {"model": out / "model", "report": out / "report.json"}
-    files = {"model": model, **({"calibration": calibration} if calibration else {})}
-    action = Action(verb="quantize", backend="llamacpp", params=params, inputs=files, outputs=made)
-    return llamacpp.quantize(action, ModelFacts(format="huggingface"))
+    imatrix = {"imatrix": True} if calibration else {}
+    return language.quantize("llamacpp", model, out, scheme, calibration, 8, **imatrix)
 
 
 def header(out: Path) -> gguf.Header:
@@ -79,25 +66,6 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # -- conversion -----------------------------------------------------------------------------------------------------------
 @needs_llama
-def test_the_conversion_agrees_with_the_golden_logits(converted: Path) -> None:
-    (held,) = report(converted)["against"]
-    assert report(converted)["verified"] is True
-    assert held["reference"].startswith("golden.safetensors (torch ")
-    assert (held["tokens"], held["same_top"]) == (64, 1.0)
-    assert held["kl_mean"] < 1e-4
-
-
-@needs_llama
-def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
-    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out")
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-    assert (tmp_path / "out/report.json").read_bytes() == (converted / "report.json").read_bytes()
-    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
-    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against golden.safetensors: KL ")
-
-
-@needs_llama
 def test_the_file_is_what_llama_cpp_reads_on_a_device(converted: Path) -> None:
     found = header(converted)
     assert [path.name for path in (converted / "model").iterdir()] == ["model.gguf"]
@@ -110,14 +78,6 @@ def test_the_file_is_what_llama_cpp_reads_on_a_device(converted: Path) -> None:
 
 
 @needs_llama
-def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
-        convert(source, tmp_path / "out")
-
-
-@needs_llama
 def test_rope_parameters_reach_llama_cpp(converted: Path, tmp_path: Path) -> None:
     source = copied(tmp_path / "source", golden=False)
     edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
@@ -125,23 +85,6 @@ def test_rope_parameters_reach_llama_cpp(converted: Path, tmp_path: Path) -> Non
     assert header(tmp_path / "out").values["phi3.rope.freq_base"] == 500_000.0
     apart = logits(tmp_path / "out", TOKENS) - logits(converted, TOKENS)
     assert np.abs(apart).max() > 0.1
-
-
-def transpose(weights: dict[str, Any]) -> None:
-    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
-
-
-def permute(weights: dict[str, Any]) -> None:
-    weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].flip(0)
-
-
-@needs_llama
-@pytest.mark.parametrize("change", [transpose, permute])
-def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    source = copied(tmp_path / "source")
-    edit_weights(source, change)
-    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
-        convert(source, tmp_path / "out")
 
 
 @needs_llama
@@ -155,7 +98,7 @@ def test_missing_weights_fail(tmp_path: Path) -> None:
 @needs_llama
 def test_foreign_weights_fail(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
-    edit_weights(source, lambda weights: weights.update(other=weights["model.norm.weight"].clone()))
+    edit_weights(source, lambda weights: weights.update(other=weights["model.norm.weight"].copy()))
     with pytest.raises(
         StepFailed, match=r"llama.cpp cannot convert this model: ValueError: Can not map tensor 'other'; the weights"
     ):
@@ -238,39 +181,14 @@ def test_a_model_without_a_tokenizer_fails(tmp_path: Path) -> None:
 
 
 @needs_llama
-def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
-    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
-    for name in ("modeling_own", "configuration_own", "tokenization_own"):
-        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
-    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
-    edit(source / "config.json", lambda config: config.update(auto_map=mapped))
-    edit(
-        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
-    )
-    convert(source, tmp_path / "out")
-    assert not marker.exists()
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-
-
-@needs_llama
-def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source", golden=False)
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["reference"] == "transformers 5"
-    assert held["kl_mean"] < 5e-4
-
-
-@needs_llama
 def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 by transformers; where the golden logits are there, they alone are compared."""
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
-    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", {"torch": "2", "transformers": "5"})
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
     assert outcome.summary.endswith(", unverified")
     reason = report(tmp_path / "out")["reason"]
     assert reason.startswith("conversion unverified: running the source by transformers takes about 267 MB of memory, more than")
-    convert(MODEL, tmp_path / "golden", {"torch": "2", "transformers": "5"})
+    convert(MODEL, tmp_path / "golden", BY_TORCH)
     (held,) = report(tmp_path / "golden")["against"]
     assert held["reference"].startswith("golden.safetensors ")
 
@@ -411,20 +329,11 @@ def test_an_importance_is_the_mean_square_that_torch_sees(converted: Path, tmp_p
 @pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
 def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
     """Grouped heads, another rope theta, a mixture of experts; held against transformers."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 512}
     more = {"num_local_experts": 4} if kind == "Mixtral" else {}
-    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, **more)
-    config.rope_parameters = {"rope_type": "default", "rope_theta": 500_000.0}
+    rope = {"rope_type": "default", "rope_theta": 500_000.0}
     source = tmp_path / "source"
-    getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(source)
-    for path in MODEL.glob("token*"):
-        shutil.copy(path, source)
-    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
+    random_weights(source, kind, {"head_dim": 64, "rope_parameters": rope, **more})
+    convert(source, tmp_path / "out", BY_TORCH)
     (held,) = report(tmp_path / "out")["against"]
     assert held["kl_mean"] < 1e-3
     outcome = quantize(tmp_path / "out/model", tmp_path / "q4_k_m", "q4_k_m", TEXT)
@@ -435,32 +344,11 @@ def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> N
 
 
 # -- running --------------------------------------------------------------------------------------------------------------
-def logits(out: Path, tokens: Any) -> Any:
-    session = llamacpp.open(out / "model")
-    try:
-        return session.logits(tokens)
-    finally:
-        session.close()
-
-
 @needs_llama
-def test_a_session(converted: Path) -> None:
+def test_what_a_session_runs_in(converted: Path) -> None:
     session = llamacpp.open(converted / "model")
     assert session.runtime.startswith("llama.cpp (llama-cpp-python ")
     assert session.runtime.endswith(" on CPU, 1 thread")
-    found = session.logits(TOKENS)
-    assert found.dtype == np.dtype("float32")
-    assert found.shape == (len(TOKENS), 2048)
-    np.testing.assert_allclose(session.logits(TOKENS[:4]), found[:4], atol=0.02)  # no position sees a later token
-    np.testing.assert_array_equal(session.logits(TOKENS), found)  # nothing is left of an earlier text
-    stored = golden(MODEL)
-    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
-    assert session.tokens("").tolist() == []
-    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
-        session.logits(np.array([1, 2048], np.int32))
-    with pytest.raises(StepFailed, match="language models only"):
-        session.infer({})
-    session.close()
     session.close()
 
 
@@ -515,19 +403,8 @@ def test_smoke() -> None:
 @needs_llama
 @pytest.mark.slow
 def test_the_example_for_android(tmp_path: Path) -> None:
-    """Through doit, with the bundle's own self-test; built twice, the same bundle."""
-    folder = copy_project(tmp_path / "project", "android-phi3")
-    done = doit(folder, "build:android-phi3")
-    assert done.returncode == 0, done.stdout + done.stderr
-    evidence = json.loads((folder / "dist/android-phi3.evidence.json").read_text())
-    judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
-    assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
-    assert evidence["bundle"]["level"] == "L4"
+    evidence = language.example(tmp_path / "project", "android-phi3")
     assert evidence["quantization"]["scheme"] == "q4_k_m"
-    assert doit(folder, "build:android-phi3").returncode == 0
-    assert set(outcomes(folder).values()) == {"fresh"}
-    done = subprocess.run([str(BIN / "edgebuild"), "verify", "android-phi3"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # -- without llama.cpp ----------------------------------------------------------------------------------------------------
@@ -569,10 +446,7 @@ def test_the_language_models_are_those_of_the_converter() -> None:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value
     )
     found = {name for name in known if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))}
-    shipped = Path(llamacpp.__file__).with_name("llamacpp_architectures.txt")
-    if os.environ.get("EDGEBUILD_REWRITE"):
-        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
-    assert llamacpp._architectures() == found
+    assert language.shipped(llamacpp, "llamacpp_architectures.txt", found) == llamacpp._architectures() == found
 
 
 @needs_llama
@@ -589,17 +463,8 @@ def test_an_estimate_is_about_right(converted: Path, tmp_path: Path, scheme: str
 
 def test_estimates_of_phi3_mini_are_as_measured() -> None:
     """3,821,079,552 parameters: 7.643 GB in 16 bits, Q4_K_M 2.397 GB, Q8_0 4.061 GB; 0.97 and 0.5 GB of memory to make them."""
-    facts = ModelFacts(
-        format="huggingface",
-        parameters={"BF16": 3_821_079_552},
-        layers=32,
-        hidden=3072,
-        vocabulary=32064,
-        weights={"": 3_821_079_552 - 199_680},
-        largest=98_500_608,
-    )
     for scheme, size, memory in (("none", 7.643e9, 0.97e9), ("q4_k_m", 2.397e9, 0.5e9), ("q8_0", 4.061e9, 0.53e9)):
-        found = llamacpp.estimate(facts, scheme, {}, 10**11)
+        found = llamacpp.estimate(PHI3_MINI, scheme, {}, 10**11)
         assert found.artifact == pytest.approx(size, rel=0.03)
         assert memory < found.making < 1.25 * memory
 
@@ -632,9 +497,3 @@ def test_parameters() -> None:
     assert llamacpp.parameters("q4_k_m", {"imatrix": True}, True) == {"imatrix": True}
     with pytest.raises(ValueError, match=r"^imatrix: an importance matrix is made from text: give calibration.data"):
         llamacpp.parameters("q4_k_m", {"imatrix": True}, False)
-
-
-def test_tokens_outside_a_vocabulary_are_told() -> None:
-    reference.within(None, np.array([5], np.int32))
-    with pytest.raises(StepFailed, match="token -1 is outside the model's vocabulary of 4"):
-        reference.within(4, np.array([0, -1], np.int32))

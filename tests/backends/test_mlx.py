@@ -4,39 +4,37 @@ import argparse
 import ast
 import importlib.util
 import json
-import os
 import re
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgebuild import reference
-from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import mlx
 from edgebuild.errors import StepFailed
-from edgebuild.step import Action, Outcome
-from tests.backends.phi3 import MODEL, TOKENS, contents, copied, divergence, edit, golden, inputs, report, swap_first_tokens
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None and "EDGEBUILD_REFERENCE" not in os.environ,
-    reason="needs the extra edgebuild[reference]; .ci/run has it in an environment of its own",
+from edgebuild.step import Outcome
+from tests.backends import language
+from tests.backends.language import BY_TORCH, permute
+from tests.backends.phi3 import (
+    MODEL,
+    TOKENS,
+    contents,
+    copied,
+    divergence,
+    edit,
+    edit_weights,
+    golden,
+    narrow,
+    needs_torch,
+    report,
 )
-
-
-def edit_weights(folder: Path, change: Callable[[dict[str, mx.array]], object]) -> None:
-    weights = mx.load(str(folder / "model.safetensors"))
-    assert isinstance(weights, dict)
-    change(weights)
-    mx.eval(list(weights.values()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
 
 
 def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
@@ -46,20 +44,11 @@ def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]],
     save_file(tensors, path, metadata=metadata)
 
 
-def convert(folder: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
-    out.mkdir()
-    files = inputs(folder)
-    params = {"task": "text-generation", "reference": versions or {}}
-    made = {"model": out / "model", "report": out / "report.json"}
-    return mlx.convert(Action(verb="convert", backend="mlx", params=params, inputs=files, outputs=made), assess(files))
+convert = partial(language.convert, "mlx")
 
 
 def quantize(model: Path, out: Path, scheme: str, group_size: int = 64) -> Outcome:
-    out.mkdir()
-    params = {"task": "text-generation", "scheme": scheme, "group_size": group_size, "samples": None}
-    made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="quantize", backend="mlx", params=params, inputs={"model": model}, outputs=made)
-    return mlx.quantize(action, ModelFacts(format="huggingface"))
+    return language.quantize("mlx", model, out, scheme, group_size=group_size)
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +56,6 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mlx") / "converted"
     convert(MODEL, out)
     return out
-
-
-def test_the_conversion_agrees_with_the_golden_logits(converted: Path) -> None:
-    (held,) = report(converted)["against"]
-    assert report(converted)["verified"] is True
-    assert held["reference"].startswith("golden.safetensors (torch ")
-    assert (held["tokens"], held["same_top"]) == (64, 1.0)
-    assert held["kl_mean"] < 1e-5
-
-
-def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
-    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out")
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-    assert (tmp_path / "out/report.json").read_bytes() == (converted / "report.json").read_bytes()
-    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
-    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against golden.safetensors: KL ")
 
 
 def test_the_folder_is_what_mlx_swift_reads(converted: Path) -> None:
@@ -127,35 +99,12 @@ def test_float32_weights_made_anew_for_each_pass_are_the_same(
     np.testing.assert_array_equal(mlx.open(tmp_path / "out/model").logits(TOKENS), kept)
 
 
-def test_quantize_twice_gives_the_same_bytes(converted: Path, tmp_path: Path) -> None:
-    quantize(converted / "model", tmp_path / "a", "int4")
-    quantize(Path(shutil.copytree(converted / "model", tmp_path / "elsewhere")), tmp_path / "b", "int4")
-    assert contents(tmp_path / "a/model") == contents(tmp_path / "b/model")
-
-
-def test_a_session(converted: Path) -> None:
+def test_what_a_session_runs_in(converted: Path) -> None:
     session = mlx.open(converted / "model")
     assert session.runtime.startswith("mlx ")
-    logits = session.logits(TOKENS)
-    assert logits.dtype == np.dtype("float32")
-    assert logits.shape == (len(TOKENS), 2048)
-    np.testing.assert_allclose(session.logits(TOKENS[:4]), logits[:4], atol=1e-3)  # no position sees a later token
-    stored = golden(MODEL)
-    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
-    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
-        session.logits(np.array([1, 2048], np.int32))
-    with pytest.raises(StepFailed, match="language models only"):
-        session.infer({})
+    session.close()
     with pytest.raises(StepFailed, match='no view "fast"; it has: dequantized, kernels'):
         mlx.open(converted / "model", "fast")
-    session.close()
-
-
-def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
-        convert(source, tmp_path / "out")
 
 
 def test_rope_parameters_reach_mlx(converted: Path, tmp_path: Path) -> None:
@@ -213,53 +162,11 @@ def test_longrope_fails_with_its_reason(tmp_path: Path) -> None:
         convert(source, tmp_path / "out")
 
 
-def transpose(weights: dict[str, mx.array]) -> None:
-    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
-
-
-def permute(weights: dict[str, mx.array]) -> None:
-    rows = weights["model.layers.1.mlp.down_proj.weight"]
-    weights["model.layers.1.mlp.down_proj.weight"] = rows[::-1]
-
-
-@pytest.mark.parametrize("change", [transpose, permute])
-def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, mx.array]], None]) -> None:
-    source = copied(tmp_path / "source")
-    edit_weights(source, change)
-    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
-        convert(source, tmp_path / "out")
-
-
 def test_missing_weights_fail(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
     edit_weights(source, lambda weights: weights.pop("model.layers.1.mlp.down_proj.weight"))
     with pytest.raises(StepFailed, match=r"mlx-lm cannot convert this model: Missing 1 parameters: model.layers.1.mlp.down_proj"):
         convert(source, tmp_path / "out")
-
-
-def test_another_tokenizer_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "tokenizer.json", swap_first_tokens)
-    with pytest.raises(
-        StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* difference at token 0"
-    ):
-        convert(source, tmp_path / "out")
-
-
-def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
-    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
-    for name in ("modeling_own", "configuration_own", "tokenization_own"):
-        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
-    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
-    edit(source / "config.json", lambda config: config.update(auto_map=mapped, model_file="modeling_own.py"))
-    edit(
-        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
-    )
-    assert assess(inputs(source)).custom_code
-    assert mlx.refuse(assess(inputs(source)), {"group_size": 64}) == ""
-    convert(source, tmp_path / "out")
-    assert not marker.exists()
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
 
 
 @pytest.mark.parametrize(
@@ -302,10 +209,7 @@ def test_the_model_types_are_those_of_mlx_lm() -> None:
     for node in ast.parse((package / "utils.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
             found |= {name for name, model in ast.literal_eval(node.value).items() if model in found}
-    shipped = Path(mlx.__file__).with_name("mlx_types.txt")
-    if os.environ.get("EDGEBUILD_REWRITE"):
-        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
-    assert set(shipped.read_text(encoding="ascii").split()) == found
+    assert language.shipped(mlx, "mlx_types.txt", found) == found
 
 
 def test_parameters() -> None:
@@ -313,18 +217,6 @@ def test_parameters() -> None:
     assert mlx.parameters("int8", {"group_size": 32}, True) == {"group_size": 32}
     with pytest.raises(ValueError, match=r"^group_size: MLX quantizes in groups of 32, 64 or 128, not 48$"):
         mlx.parameters("int4", {"group_size": 48}, False)
-
-
-def narrow(folder: Path, width: int) -> Path:
-    """The model with narrower feed-forward layers."""
-
-    def cut(weights: dict[str, mx.array]) -> None:
-        for name in [name for name in weights if ".mlp." in name]:
-            weights[name] = weights[name][: 2 * width] if "gate_up" in name else weights[name][:, :width]
-
-    edit(folder / "config.json", lambda config: config.update(intermediate_size=width))
-    edit_weights(folder, cut)
-    return folder
 
 
 def test_a_group_size_that_does_not_divide_a_layer_fails(tmp_path: Path) -> None:
@@ -399,18 +291,8 @@ def test_outputs_by_name() -> None:
 
 
 @needs_torch
-def test_transformers_is_a_reference_where_torch_is_installed(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source", golden=False)
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["reference"] == "transformers 5"
-    assert held["kl_mean"] < 1e-9
-
-
-@needs_torch
 def test_golden_logits_of_another_model_are_told_from_a_wrong_conversion(tmp_path: Path) -> None:
     source = copied(tmp_path / "source")
     edit_weights(source, permute)
     with pytest.raises(StepFailed, match=r"agrees with the source as it is now: golden.safetensors is of another model"):
-        convert(source, tmp_path / "out", {"torch": "2", "transformers": "5"})
+        convert(source, tmp_path / "out", BY_TORCH)

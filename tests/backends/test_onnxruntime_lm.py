@@ -4,12 +4,10 @@ onnxruntime-genai's model builder needs torch: .ci/run has it in an environment 
 """
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from edgebuild.backend import ModelFacts
 from edgebuild.backends import onnxruntime, onnxruntime_lm
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import BadInput, StepFailed
-from edgebuild.step import ENVIRONMENT, Action, Outcome
+from tests.backends import language
+from tests.backends.language import BY_TORCH, random_weights
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -30,43 +29,16 @@ from tests.backends.phi3 import (
     copied,
     divergence,
     edit,
-    edit_weights,
     golden,
     inputs,
     narrow,
     needs_onnxruntime_lm,
     report,
-    swap_first_tokens,
 )
-from tests.conftest import ROOT
-from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
 
-BY_TORCH = {"torch": "2", "transformers": "5"}
-
-
-def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
-    out.mkdir()
-    files = inputs(source)
-    params = {"task": "text-generation", "reference": versions or {}}
-    made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="convert", backend="onnxruntime", params=params, inputs=files, outputs=made)
-    return onnxruntime.convert(action, assess(files))
-
-
-def quantize(model: Path, out: Path, **given: Any) -> Outcome:
-    out.mkdir()
-    params = {"task": "text-generation", "scheme": "int4", **onnxruntime.parameters("int4", given, False)}
-    made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="quantize", backend="onnxruntime", params=params, inputs={"model": model}, outputs=made)
-    return onnxruntime.quantize(action, ModelFacts(format="huggingface"))
-
-
-def logits(out: Path, tokens: Any) -> Any:
-    session = onnxruntime.open(out / "model")
-    try:
-        return session.logits(tokens)
-    finally:
-        session.close()
+convert = partial(language.convert, "onnxruntime")
+quantize = partial(language.quantize, "onnxruntime", scheme="int4")
+logits = partial(language.logits, "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -85,29 +57,9 @@ def int4(converted: Path) -> Path:
 
 # -- conversion -----------------------------------------------------------------------------------------------------------
 @needs_onnxruntime_lm
-def test_the_conversion_agrees_with_transformers_and_the_golden_logits(converted: Path) -> None:
-    by_torch, stored = report(converted)["against"]
-    assert report(converted)["verified"] is True
-    assert by_torch["reference"] == "transformers 5"
-    assert stored["reference"].startswith("golden.safetensors (torch ")
-    assert (stored["tokens"], stored["same_top"], by_torch["same_top"]) == (64, 1.0, 1.0)
-    assert by_torch["kl_mean"] < 1e-6
-    assert stored["kl_mean"] < 1e-5
-
-
-@needs_onnxruntime_lm
-def test_the_same_bytes_from_any_folder(converted: Path, int4: Path, tmp_path: Path) -> None:
-    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out", BY_TORCH)
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
-    assert outcome.summary.startswith("float32, 4,196,608 parameters, held against transformers 5 and golden.safetensors: KL ")
-    os.link(tmp_path / "out/model/model.onnx.data", tmp_path / "stored")  # as a link into the store
-    quantize(tmp_path / "out/model", tmp_path / "again")
-    assert contents(tmp_path / "again/model") == contents(int4 / "model")
+def test_the_folder_is_what_onnxruntime_genai_loads(int4: Path) -> None:
     names = {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(contents(int4 / "model")) == names | {"chat_template.jinja"}
-    assert not any(b"staged" in data for data, _ in contents(converted / "model").values())  # nothing of where it was made
 
 
 @needs_onnxruntime_lm
@@ -146,41 +98,6 @@ def test_the_graph_in_plain_onnx_runtime_says_the_same(int4: Path) -> None:
 
 
 @needs_onnxruntime_lm
-def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
-        convert(source, tmp_path / "out")
-
-
-def permute(weights: dict[str, Any]) -> None:
-    weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].flip(0)
-
-
-@needs_onnxruntime_lm
-@pytest.mark.parametrize("kind", ["rope", "weights"])
-def test_a_wrong_conversion_fails_against_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What the builder would do wrong, done to what it is given; the source is as it was."""
-    build = onnxruntime_lm._build
-
-    def wrong(source: Path, out: Path) -> None:
-        if kind == "rope":
-            edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-        else:
-            weights = (source / "model.safetensors").resolve()
-            (source / "model.safetensors").unlink()
-            shutil.copyfile(weights, source / "model.safetensors")
-            edit_weights(source, permute)
-        build(source, out)
-
-    monkeypatch.setattr(onnxruntime_lm, "_build", wrong)
-    with pytest.raises(
-        StepFailed, match=r"held against transformers 5 on 64 tokens: mean KL .* the backend computes this model otherwise"
-    ):
-        convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
-
-
-@needs_onnxruntime_lm
 def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of another vocabulary in its place, as a wrong conversion would make it."""
     build = onnxruntime_lm._build
@@ -198,61 +115,6 @@ def swap_all(tokenizer: dict[str, Any]) -> None:
     """Two letters of the sample change places."""
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["x"], vocabulary["2"] = vocabulary["2"], vocabulary["x"]
-
-
-@needs_onnxruntime_lm
-def test_a_tokenizer_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "tokenizer.json", swap_first_tokens)
-    with pytest.raises(StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* at token 0"):
-        convert(source, tmp_path / "out")
-
-
-@needs_onnxruntime_lm
-def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
-    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
-    for name in ("modeling_own", "configuration_own", "tokenization_own"):
-        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
-    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
-    edit(source / "config.json", lambda config: config.update(auto_map=mapped))
-    edit(
-        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
-    )
-    convert(source, tmp_path / "out", BY_TORCH)
-    assert not marker.exists()
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-
-
-@needs_onnxruntime_lm
-def test_nobody_is_called_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
-    """As in a worker, and with every connection an error that is seen."""
-    code = (
-        "import socket, sys\nfrom pathlib import Path\ncalled = []\n"
-        "def refuse(*words):\n    called.append(words)\n    raise OSError('no network')\n"
-        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
-        "from tests.backends.test_onnxruntime_lm import convert, quantize, BY_TORCH\n"
-        "from tests.backends.phi3 import MODEL\n"
-        "convert(MODEL, Path(sys.argv[1]) / 'out', BY_TORCH)\n"
-        "quantize(Path(sys.argv[1]) / 'out/model', Path(sys.argv[1]) / 'int4')\n"
-        "print(called)"
-    )
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home), **ENVIRONMENT}
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert list(home.rglob("*")) == []
-
-
-@needs_onnxruntime_lm
-def test_what_the_builder_cannot_convert_is_one_sentence(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit_weights(source, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"][:, :128]}))
-    with pytest.raises(StepFailed, match=r"^onnxruntime-genai's model builder cannot convert this model: \w") as caught:
-        convert(source, tmp_path / "out")
-    assert "\n" not in str(caught.value)
 
 
 # -- quantizing -----------------------------------------------------------------------------------------------------------
@@ -313,28 +175,14 @@ def byte_level(source: Path) -> None:
     Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]).save_pretrained(source)
 
 
-def random_weights(source: Path, kind: str, settings: Mapping[str, Any]) -> None:
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "initializer_range": 0.1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **heads, **ids, **settings})
-    getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(source)
-    for path in MODEL.glob("token*"):
-        shutil.copy(path, source)
-    if kind == "Qwen2":  # is read by the class of its own, whatever the files say
-        byte_level(source)
-
-
 @needs_onnxruntime_lm
 @pytest.mark.parametrize("kind", sorted(OTHERS))
 def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
     """Grouped heads, another rope theta, tied embeddings; held against transformers."""
     source = tmp_path / "source"
     random_weights(source, kind, {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, **OTHERS[kind]})
+    if kind == "Qwen2":  # is read by the class of its own, whatever the files say
+        byte_level(source)
     assert onnxruntime.refuse(assess(inputs(source)), {"scheme": "int4", "group_size": 64}) == ""
     convert(source, tmp_path / "out", BY_TORCH)
     (held,) = report(tmp_path / "out")["against"]
@@ -390,54 +238,18 @@ def test_a_text_as_long_as_the_context(tmp_path: Path) -> None:
 
 # -- running --------------------------------------------------------------------------------------------------------------
 @needs_onnxruntime_lm
-def test_a_session(converted: Path) -> None:
+def test_what_a_session_runs_in(converted: Path) -> None:
     session = onnxruntime.open(converted / "model")
     assert re.fullmatch(r"onnxruntime-genai [\d.]+, onnxruntime [\d.]+, CPU, 1 thread", session.runtime)
-    found = session.logits(TOKENS)
-    assert found.dtype == np.dtype("float32")
-    assert found.shape == (len(TOKENS), 2048)
-    np.testing.assert_allclose(session.logits(TOKENS[:4]), found[:4], atol=1e-3)  # no position sees a later token
-    np.testing.assert_array_equal(session.logits(TOKENS), found)  # nothing is left of an earlier text
-    stored = golden(MODEL)
-    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
-    assert session.tokens("").tolist() == []
-    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
-        session.logits(np.array([1, 2048], np.int32))
-    with pytest.raises(StepFailed, match="takes tokens, not named arrays"):
-        session.infer({})
     session.close()
-    session.close()
-
-
-@needs_onnxruntime_lm
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "genai_config.json"])
-def test_what_is_damaged_is_one_sentence(converted: Path, tmp_path: Path, name: str) -> None:
-    shutil.copytree(converted / "model", tmp_path / "model")
-    (tmp_path / "model" / name).write_text("nothing")
-    with pytest.raises(StepFailed, match=r"cannot load ") as caught:
-        onnxruntime.open(tmp_path / "model")
-    assert "\n" not in str(caught.value)
 
 
 @needs_onnxruntime_lm
 @pytest.mark.slow
 def test_the_example_for_any_computer(tmp_path: Path) -> None:
-    """Through doit, with the bundle's own check; built twice, nothing runs."""
-    folder = copy_project(tmp_path / "project", "generic-phi3")
-    done = doit(folder, "build:generic-phi3")
-    assert done.returncode == 0, done.stdout + done.stderr
-    evidence = json.loads((folder / "dist/generic-phi3.evidence.json").read_text())
-    judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
-    assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
-    assert evidence["bundle"]["level"] == "L4"
-    assert evidence["conversion"]["verified"] is True
+    evidence = language.example(tmp_path / "project", "generic-phi3")
     assert "onnxruntime-genai" in evidence["toolchain"]
-    measured = {one["name"] for one in evidence["measurements"] if one["value"] is not None and one["of"] == "candidate"}
-    assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= measured
-    assert doit(folder, "build:generic-phi3").returncode == 0
-    assert set(outcomes(folder).values()) == {"fresh"}
-    done = subprocess.run([str(BIN / "edgebuild"), "verify", "generic-phi3"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= language.measured(evidence)
 
 
 # -- without any of it ----------------------------------------------------------------------------------------------------
@@ -500,7 +312,4 @@ def test_the_architectures_are_those_of_the_builder() -> None:
     built -= {f"{name}ForCausalLM" for name in ("PhiMoE", "Gemma3", "SmolLM3", "Olmo", "GraniteMoeHybrid")}
     values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     found = built & {name for one in values for name in ([one] if isinstance(one, str) else one)}
-    shipped = Path(onnxruntime_lm.__file__).with_name("onnxruntime_architectures.txt")
-    if os.environ.get("EDGEBUILD_REWRITE"):
-        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
-    assert onnxruntime_lm._architectures() == found
+    assert language.shipped(onnxruntime_lm, "onnxruntime_architectures.txt", found) == onnxruntime_lm._architectures() == found

@@ -4,11 +4,10 @@ optimum-intel shares no environment with mlx-lm: .ci/run has it in one of its ow
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import openvino, openvino_ir, openvino_lm
 from edgebuild.errors import StepFailed
-from edgebuild.step import ENVIRONMENT, Action, Outcome
+from edgebuild.step import Outcome
+from tests.backends import language
+from tests.backends.language import BY_TORCH, PHI3_MINI, TEXT
 from tests.backends.phi3 import (
     MODEL,
-    TOKENS,
     contents,
     copied,
     divergence,
     edit,
-    edit_weights,
     golden,
     inputs,
     narrow,
@@ -36,47 +35,15 @@ from tests.backends.phi3 import (
     report,
     swap_first_tokens,
 )
-from tests.conftest import ROOT
-from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
 
-TEXT = MODEL.parents[1] / "data/eval.txt"
-BY_TORCH = {"torch": "2", "transformers": "5"}
-
-
-def convert(source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
-    out.mkdir()
-    files = inputs(source)
-    params = {"task": "text-generation", "reference": versions or {}}
-    made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="convert", backend="openvino", params=params, inputs=files, outputs=made)
-    return openvino.convert(action, assess(files))
+convert = partial(language.convert, "openvino")
+logits = partial(language.logits, "openvino")
+pytestmark = pytest.mark.usefixtures("as_in_a_worker")
 
 
 def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = None, **given: Any) -> Outcome:
-    out.mkdir()
-    settings = openvino.parameters(scheme, {"method": "weights", **given} if scheme == "int8" else given, calibration is not None)
-    params = {"task": "text-generation", "scheme": scheme, "samples": 4 if calibration else None, **settings}
-    made = {"model": out / "model", "report": out / "report.json"}
-    files = {"model": model, **({"calibration": calibration} if calibration else {})}
-    action = Action(verb="quantize", backend="openvino", params=params, inputs=files, outputs=made)
-    return openvino.quantize(action, ModelFacts(format="huggingface"))
-
-
-def logits(out: Path, tokens: Any) -> Any:
-    session = openvino.open(out / "model")
-    try:
-        return session.logits(tokens)
-    finally:
-        session.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_in_a_worker() -> Iterator[None]:
-    """Without these variables openvino-telemetry starts a process for each event, which waits for a network."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
+    method = {"method": "weights"} if scheme == "int8" else {}
+    return language.quantize("openvino", model, out, scheme, calibration, 4, **method, **given)
 
 
 @pytest.fixture(scope="module")
@@ -94,30 +61,6 @@ def int4(converted: Path) -> Path:
 
 
 # -- conversion -----------------------------------------------------------------------------------------------------------
-@needs_openvino_lm
-def test_the_conversion_agrees_with_transformers_and_the_golden_logits(converted: Path) -> None:
-    by_torch, stored = report(converted)["against"]
-    assert report(converted)["verified"] is True
-    assert by_torch["reference"] == "transformers 5"
-    assert stored["reference"].startswith("golden.safetensors (torch ")
-    assert (stored["tokens"], stored["same_top"], by_torch["same_top"]) == (64, 1.0, 1.0)
-    assert by_torch["kl_mean"] < 1e-6
-    assert stored["kl_mean"] < 1e-5
-
-
-@needs_openvino_lm
-def test_the_same_bytes_from_any_folder(converted: Path, tmp_path: Path) -> None:
-    outcome = convert(copied(tmp_path / "another name"), tmp_path / "out", BY_TORCH)
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-    assert {mode for _, mode in contents(converted / "model").values()} == {0o644}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model", "report.json"]
-    assert outcome.summary.startswith("bf16, 4,196,608 parameters, held against transformers 5 and golden.safetensors: KL ")
-    for name in "ab":
-        shutil.copytree(converted / "model", tmp_path / name / "model")
-        quantize(tmp_path / name / "model", tmp_path / f"int4{name}", "int4")
-    assert contents(tmp_path / "int4a/model") == contents(tmp_path / "int4b/model")
-
-
 @needs_openvino_lm
 def test_generated_names_differ_without_renaming(converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_ir, "rename", lambda xml, kept: None)
@@ -161,58 +104,6 @@ def test_it_generates_text_in_its_own_runtime(int4: Path) -> None:
 
 
 @needs_openvino_lm
-def test_a_rope_theta_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    with pytest.raises(StepFailed, match=r"held against golden.safetensors .* 64 tokens: mean KL .* remove or remake golden"):
-        convert(source, tmp_path / "out")
-    (source / reference.GOLDEN).unlink()
-    convert(source, tmp_path / "again", BY_TORCH)
-    (held,) = report(tmp_path / "again")["against"]
-    assert (held["reference"], held["kl_mean"] < 1e-6) == ("transformers 5", True)
-
-
-def transpose(weights: dict[str, Any]) -> None:
-    weights["model.layers.2.self_attn.o_proj.weight"] = weights["model.layers.2.self_attn.o_proj.weight"].T
-
-
-def permute(weights: dict[str, Any]) -> None:
-    weights["model.layers.1.mlp.down_proj.weight"] = weights["model.layers.1.mlp.down_proj.weight"].flip(0)
-
-
-@needs_openvino_lm
-@pytest.mark.parametrize("change", [transpose, permute])
-def test_other_weights_fail(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    source = copied(tmp_path / "source")
-    edit_weights(source, change)
-    with pytest.raises(StepFailed, match=r"mean KL divergence .* \(limit 0.001\), logits up to .* apart, same top token"):
-        convert(source, tmp_path / "out")
-
-
-@needs_openvino_lm
-@pytest.mark.parametrize("kind", ["rope", "weights"])
-def test_a_wrong_conversion_fails_against_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What optimum-intel would do wrong, done to what it is given; the source is as it was."""
-    export = openvino_lm._export
-
-    def wrong(source: Path, out: Path) -> None:
-        if kind == "rope":
-            edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-        else:
-            weights = (source / "model.safetensors").resolve()
-            (source / "model.safetensors").unlink()
-            shutil.copyfile(weights, source / "model.safetensors")
-            edit_weights(source, permute)
-        export(source, out)
-
-    monkeypatch.setattr(openvino_lm, "_export", wrong)
-    with pytest.raises(
-        StepFailed, match=r"held against transformers 5 on 64 tokens: mean KL .* the backend computes this model otherwise"
-    ):
-        convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
-
-
-@needs_openvino_lm
 @pytest.mark.parametrize("part", ["tokenizer", "detokenizer"])
 def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """That of another vocabulary in its place, as a wrong conversion would make it."""
@@ -232,63 +123,6 @@ def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     says = "the converted tokenizer gives other tokens" if part == "tokenizer" else "the converted detokenizer gives '"
     with pytest.raises(StepFailed, match=says):
         convert(copied(tmp_path / "source", golden=False), tmp_path / "out")
-
-
-@needs_openvino_lm
-def test_a_tokenizer_that_the_golden_logits_were_not_made_with_fails(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit(source / "tokenizer.json", swap_first_tokens)
-    with pytest.raises(StepFailed, match=r"the tokenizer does not give the tokens of golden.safetensors .* at token 0"):
-        convert(source, tmp_path / "out")
-
-
-@needs_openvino_lm
-def test_no_code_of_the_model_runs(converted: Path, tmp_path: Path) -> None:
-    source, marker = copied(tmp_path / "source"), tmp_path / "ran"
-    for name in ("modeling_own", "configuration_own", "tokenization_own"):
-        (source / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\n", encoding="utf-8")
-    mapped = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
-    edit(source / "config.json", lambda config: config.update(auto_map=mapped))
-    edit(
-        source / "tokenizer_config.json", lambda config: config.update(auto_map={"AutoTokenizer": ["tokenization_own.Own", None]})
-    )
-    convert(source, tmp_path / "out", BY_TORCH)
-    assert not marker.exists()
-    assert contents(tmp_path / "out/model") == contents(converted / "model")
-
-
-@needs_openvino_lm
-def test_nobody_is_called_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
-    """As in a worker, and with every connection an error that is seen."""
-    code = (
-        "import socket, sys\nfrom pathlib import Path\ncalled = []\n"
-        "def refuse(*words):\n    called.append(words)\n    raise OSError('no network')\n"
-        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
-        "from tests.backends.test_openvino_lm import convert, quantize, BY_TORCH\n"
-        "from tests.backends.phi3 import MODEL\n"
-        "convert(MODEL, Path(sys.argv[1]) / 'out', BY_TORCH)\n"
-        "quantize(Path(sys.argv[1]) / 'out/model', Path(sys.argv[1]) / 'int4', 'int4')\n"
-        "import nncf.telemetry as t\nprint(type(t.telemetry).__name__, called)"
-    )
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home), **ENVIRONMENT}
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    telemetry, called = done.stdout.splitlines()[-1].split(" ", 1)
-    assert telemetry != "NNCFTelemetry"
-    assert called == "[]"
-    assert list(home.rglob("*")) == []
-
-
-@needs_openvino_lm
-def test_what_optimum_cannot_convert_is_one_sentence(tmp_path: Path) -> None:
-    source = copied(tmp_path / "source")
-    edit_weights(source, lambda weights: weights.update({"lm_head.weight": weights["lm_head.weight"][:, :128]}))
-    with pytest.raises(StepFailed, match=r"^optimum-intel cannot convert this model: \w") as caught:
-        convert(source, tmp_path / "out")
-    assert "\n" not in str(caught.value)
 
 
 @needs_openvino_lm
@@ -376,35 +210,12 @@ def test_a_group_size_that_does_not_divide_a_layer_is_one_message(tmp_path: Path
 
 # -- running --------------------------------------------------------------------------------------------------------------
 @needs_openvino_lm
-def test_a_session(converted: Path) -> None:
+def test_what_a_session_runs_in(converted: Path) -> None:
     session = openvino.open(converted / "model")
     assert session.runtime.startswith("openvino ")
     assert session.runtime.endswith(", CPU, f32, 1 thread")
-    found = session.logits(TOKENS)
-    assert found.dtype == np.dtype("float32")
-    assert found.shape == (len(TOKENS), 2048)
-    np.testing.assert_allclose(session.logits(TOKENS[:4]), found[:4], atol=1e-3)  # no position sees a later token
-    np.testing.assert_array_equal(session.logits(TOKENS), found)  # nothing is left of an earlier text
-    stored = golden(MODEL)
-    np.testing.assert_array_equal(session.tokens(stored.text), stored.tokens)
-    assert session.tokens("").tolist() == []
     assert len(session.tokens("word " * 5000)) > 2048  # which is the tokenizer's own limit
-    with pytest.raises(StepFailed, match=r"token 2048 is outside the model's vocabulary of 2048"):
-        session.logits(np.array([1, 2048], np.int32))
-    with pytest.raises(StepFailed, match="takes tokens, not named arrays"):
-        session.infer({})
     session.close()
-    session.close()
-
-
-@needs_openvino_lm
-def test_what_is_damaged_is_one_sentence(converted: Path, tmp_path: Path) -> None:
-    for name in ("openvino_model.xml", "openvino_tokenizer.xml"):
-        shutil.copytree(converted / "model", tmp_path / name)
-        (tmp_path / name / name).write_text("nothing")
-        with pytest.raises(StepFailed, match=r"cannot load ") as caught:
-            openvino.open(tmp_path / name)
-        assert "\n" not in str(caught.value)
 
 
 @needs_openvino_lm
@@ -415,22 +226,9 @@ def test_smoke() -> None:
 @needs_openvino_lm
 @pytest.mark.slow
 def test_the_example_for_a_server(tmp_path: Path) -> None:
-    """Through doit, with the bundle's own check; built twice, the same bundle."""
-    folder = copy_project(tmp_path / "project", "server-phi3")
-    done = doit(folder, "build:server-phi3")
-    assert done.returncode == 0, done.stdout + done.stderr
-    evidence = json.loads((folder / "dist/server-phi3.evidence.json").read_text())
-    judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
-    assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
-    assert evidence["bundle"]["level"] == "L4"
-    assert evidence["conversion"]["verified"] is True
+    evidence = language.example(tmp_path / "project", "server-phi3")
     assert evidence["toolchain"]["optimum-intel"] == "2.2.0"
-    measured = {one["name"] for one in evidence["measurements"] if one["value"] is not None and one["of"] == "candidate"}
-    assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= measured
-    assert doit(folder, "build:server-phi3").returncode == 0
-    assert set(outcomes(folder).values()) == {"fresh"}
-    done = subprocess.run([str(BIN / "edgebuild"), "verify", "server-phi3"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= language.measured(evidence)
 
 
 # -- without any of it ----------------------------------------------------------------------------------------------------
@@ -478,18 +276,8 @@ def test_an_estimate_is_about_right(converted: Path, int4: Path) -> None:
 
 def test_estimates_of_phi3_mini_are_as_measured() -> None:
     """3,821,079,552 parameters: 7.643 GB in 16 bits, int4_sym in groups of 64 2.125 GB; at most 2.61 GB of memory to make them."""
-    facts = ModelFacts(
-        format="huggingface",
-        parameters={"BF16": 3_821_079_552},
-        layers=32,
-        hidden=3072,
-        vocabulary=32064,
-        weights={"": 3_821_079_552 - 199_680},
-        largest=98_500_608,
-        tied_embeddings=False,
-    )
-    none = openvino.estimate(facts, "none", {}, 10**11)
-    int4 = openvino.estimate(facts, "int4", openvino.parameters("int4", {"symmetric": True}, False), 10**11)
+    none = openvino.estimate(PHI3_MINI, "none", {}, 10**11)
+    int4 = openvino.estimate(PHI3_MINI, "int4", openvino.parameters("int4", {"symmetric": True}, False), 10**11)
     assert none.artifact == pytest.approx(7.643e9, rel=0.03)
     assert int4.artifact == pytest.approx(2.125e9, rel=0.03)
     assert 2.61e9 < max(none.making, int4.making) < 1.25 * 2.61e9
@@ -516,7 +304,4 @@ def test_the_model_types_are_those_of_optimum() -> None:
         limits = [Version(str(getattr(make.func, f"{end}_TRANSFORMERS_VERSION", None) or here)) for end in ("MIN", "MAX")]
         if limits[0] <= here <= limits[1]:
             found.add(kind)
-    shipped = Path(openvino_lm.__file__).with_name("openvino_types.txt")
-    if os.environ.get("EDGEBUILD_REWRITE"):
-        shipped.write_text("\n".join(sorted(found)) + "\n", encoding="ascii")
-    assert openvino_lm._model_types() == found
+    assert language.shipped(openvino_lm, "openvino_types.txt", found) == openvino_lm._model_types() == found

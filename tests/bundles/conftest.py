@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edgebuild.files import locked
+
 VERSION = "1.30.0"  # of onnxruntime-node and onnxruntime-web: the newest that npm has
 
 
@@ -20,17 +22,28 @@ def node_folder() -> Path:
         pytest.skip("node and npm are not installed: the JavaScript loader is not run")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir())
     folder = cache / f"edgebuild-tests-onnxruntime-js-{VERSION}"
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        packages = [f"{name}@{VERSION}" for name in ("onnxruntime-node", "onnxruntime-web")]
-        subprocess.run(
-            ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages],
-            env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"},  # its script would fetch CUDA
-            cwd=folder,
-            check=True,
-            timeout=600,
-        )
-        (folder / "complete").touch()
+    with locked(f"{folder}.lock"):  # one of those that run at once installs it
+        if not (folder / "complete").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            packages = [f"{name}@{VERSION}" for name in ("onnxruntime-node", "onnxruntime-web")]
+            subprocess.run(
+                [
+                    "npm",
+                    "install",
+                    "--no-save",
+                    "--no-audit",
+                    "--no-fund",
+                    "--ignore-scripts",
+                    "--prefix",
+                    str(folder),
+                    *packages,
+                ],
+                env={**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"},  # its script would fetch CUDA
+                cwd=folder,
+                check=True,
+                timeout=600,
+            )
+            (folder / "complete").touch()
     return folder
 
 
