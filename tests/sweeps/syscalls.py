@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -213,7 +214,7 @@ class Bench:
             ended = self.broken(TRACE, f"inject={call.name}:{how}:when={call.nth}")
             seen = calls(self.folder / "strace", self.root, self.world)
             hit = [one for one in seen if one.name == call.name and one.nth == call.nth]
-            if hit and (hit[0].injected or (point.error == "KILL" and hit[0] == seen[-1])):
+            if hit and _named(hit[0]) == _named(call) and (hit[0].injected or (point.error == "KILL" and hit[0] == seen[-1])):
                 break
             self._calls = []
         else:
@@ -244,7 +245,7 @@ class Bench:
             if contents(self.root) != made:
                 yield f"ended as if whole, and is wrong: {_differences(contents(self.root), made)}"
             if not self._survivable(call):
-                yield "ended as if whole, where its results may not lie on the disk"
+                yield f"ended as if whole, where its results may not lie on the disk: the call was at {call.path}"
         elif ended.status != 1 or len(lines) != 1:
             yield f"not one line and status 1: {ended.status} {ended.err!r}"
         if not call.removing:
@@ -255,6 +256,11 @@ class Bench:
         ours, state = call.path.startswith(f"{self.root}/"), self.root / ".edgebuild"
         cache = os.path.dirname(call.path) == str(state) or call.path.startswith(f"{state}/before")
         return not ours or cache or call.removing
+
+
+def _named(call: Call) -> str:
+    """What a call is at, but for the names that a process makes up."""
+    return re.sub(r"\.tmp-[^/]+|/(tmp|workers)/[^/]+", "", call.path)
 
 
 def unsynced(calls: Iterable[Call], root: Path) -> Iterator[str]:
