@@ -260,7 +260,7 @@ class Bench:
 
 def _named(call: Call) -> str:
     """What a call is at, but for the names that a process makes up."""
-    return re.sub(r"\.tmp-[^/]+|/(tmp|workers)/[^/]+", "", call.path)
+    return re.sub(r"\.tmp[^/]*|/(tmp|workers)/[^/]+", "", call.path)
 
 
 def unsynced(calls: Iterable[Call], root: Path) -> Iterator[str]:
