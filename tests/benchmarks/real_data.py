@@ -110,7 +110,7 @@ def _noise(random: Random, length: int) -> NDArray[np.float64]:
 
 
 # -- files: a small one of each kind -------------------------------------------------------------------------------------------
-WORDS = "river lamp window carbon stone market yellow engine paper signal bridge winter garden copper tunnel orange".split()
+WORDS = ("river", "lamp", "window", "carbon", "stone", "market", "yellow", "engine", "paper", "signal", "bridge", "winter", "garden", "copper", "tunnel", "orange")  # fmt: skip
 
 
 def files(random: Random, count: int) -> Arrays:

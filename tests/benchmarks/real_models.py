@@ -140,8 +140,9 @@ def row(root: Path, model: Model, framework: str) -> dict[str, Any]:
     said = command(root, "doit", f"build:{name}")
     try:
         evidence = json.loads((root / "build" / name / "evidence.json").read_text())
-    except FileNotFoundError:
-        return {"name": name, "said": said, "missed": ["not built"], "rungs": []}
+    except FileNotFoundError:  # it was refused before a recipe was tried
+        missed = [] if model.by_hand is None and REFUSED in said else ["not built"]
+        return {"name": name, "said": said, "missed": missed, "rungs": []}
     made = {"name": name, "said": said, "missed": [], "by_hand": model.by_hand, "rungs": evidence["quantization"]["rungs"]}
     made["recipe"] = evidence["quantization"]["rung"]
     if model.by_hand is None:
@@ -202,7 +203,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             mark = {True: "held", False: "no", None: "-"}[rung["held"]]
             print(f"    {rung['name']:<16} {mark:<5} {rung['bytes'] or '':>10}  {rung['reason']}")
         if not one["rungs"]:
-            print(one["said"])
+            print("    " + next((line for line in one["said"].splitlines() if REFUSED in line), one["said"]))
 
 
 def shown(measurement: Mapping[str, Any]) -> str:
