@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET, OLDEST = 17, 13  # what models older than the second are raised to: per-channel quantization needs 13
+BRANCHES = ("If", "Loop", "Scan")  # operators that hold graphs of their own
 MAX_PROTOBUF = 1_900_000_000  # bytes; protobuf takes no message of 2 GiB or more
 EXTERNAL = "model.data/"  # roles of the files that hold a model's external data
 _NUMPY = {"float": "float32", "double": "float64", "float16": "float16", "string": "object"}
@@ -35,7 +37,29 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any], domains: Sequence[s
         return (
             f"it is quantized already ({facts.quantized}); quantize: {{scheme: none}} takes it as it is, or give the float model"
         )
-    return ""
+    return unreachable(facts) if "scheme" in parameters else ""
+
+
+def unreachable(facts: ModelFacts) -> str:
+    """Why no quantizer can do anything for the model, whatever its recipe, else empty."""
+    inside = " and ".join(name for name in BRANCHES if name in facts.operators)
+    if not inside or any(facts.weights.values()) or not facts.parameters:
+        return ""
+    return (
+        f"all its weights lie inside {inside}, where no quantizer looks: leave this model unquantized (quantize: {{scheme: none}}), "
+        f"or give an export without {inside}"
+    )
+
+
+@contextmanager
+def converting(facts: ModelFacts) -> Iterator[None]:
+    """A conversion that fails of a model that could not be quantized either says both."""
+    try:
+        yield
+    except StepFailed as error:
+        if reason := unreachable(facts):
+            raise StepFailed(f"{reason}; nor can it be converted as it is: {error}") from error
+        raise
 
 
 def opsets(facts: ModelFacts) -> dict[str, int]:

@@ -366,7 +366,7 @@ def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np
 
 
 def golden(inputs: Sequence[Mapping[str, Any]], count: int = 1, seed: int = SEED) -> dict[str, NDArray[Any]]:
-    """One feed of made-up inputs, the same on every machine: floats close to standard normal, whole numbers 0…7, masks 1.
+    """One feed of made-up inputs, the same on every machine: floats close to standard normal, whole numbers 0…7, masks 1, token types 0.
 
     A free first dimension becomes `count`; another free one 16, in four dimensions (images) 64. Raises BadInput.
     """
@@ -396,6 +396,8 @@ def _golden(one: Mapping[str, Any], count: int, seed: int) -> NDArray[Any]:
         raise BadInput(f"inputs cannot be made up for {one['name']}, which takes {one['dtype']}; give evaluate.data")
     if "mask" in str(one["name"]).lower():
         return np.ones(shape, dtype)
+    if "token_type" in str(one["name"]).lower():  # of two types at most, of one in many models
+        return np.zeros(shape, dtype)
     raw = np.atleast_1d(np.random.PCG64(seed).random_raw(size)) >> np.uint64(61)
     return (raw % 2 if dtype.kind == "b" else raw).reshape(shape).astype(dtype)
 

@@ -233,6 +233,7 @@ def test_golden_inputs_follow_the_model() -> None:
         {"name": "image", "dtype": "float32", "shape": [1, 3, None, "H"]},
         {"name": "ids", "dtype": "int64", "shape": ["batch", "length"]},
         {"name": "attention_mask", "dtype": "int64", "shape": ["batch", "length"]},
+        {"name": "token_type_ids", "dtype": "int64", "shape": ["batch", "length"]},
         {"name": "flag", "dtype": "bool", "shape": [4]},
         {"name": "rate", "dtype": "float16", "shape": []},
     ]
@@ -242,6 +243,7 @@ def test_golden_inputs_follow_the_model() -> None:
         "image": (1, 3, 64, 64),
         "ids": (4, 16),
         "attention_mask": (4, 16),
+        "token_type_ids": (4, 16),
         "flag": (4,),
         "rate": (),
     }
@@ -249,6 +251,7 @@ def test_golden_inputs_follow_the_model() -> None:
     assert {name: array.dtype.name for name, array in feed.items()} == {str(one["name"]): one["dtype"] for one in inputs}
     assert set(feed["ids"].ravel().tolist()) <= set(range(8))
     assert feed["attention_mask"].all()
+    assert not feed["token_type_ids"].any()  # which index a table of two rows, or of one
     assert abs(feed["image"].mean()) < 0.05
     assert abs(feed["image"].std() - 1) < 0.05
 

@@ -37,7 +37,8 @@ PRODUCTS = ("MatMul", "Gemm")  # what int4 is for
 _MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 # From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or
 # U8S8 is better by instruction set and operator. A quantized `bias` is what some Gemm of real models lose their accuracy, or
-# the tool its way, by. `float`: the share of nodes that is left as it is, those that lose most. Dynamic quantization is three to five times slower than float on a convolution, so it is for matrices.
+# the tool its way, by. `clip`: the per cent of an activation's values that lie outside its range, for those that a few loud
+# ones would stretch (spectra). `float`: the share of nodes that is left as it is, those that lose most. Dynamic quantization is three to five times slower than float on a convolution, so it is for matrices.
 LADDER: Mapping[str, Rung] = {
     "static": Rung(sets={}),
     "static-u8": Rung(sets={"activations": "uint8"}),
@@ -46,9 +47,11 @@ LADDER: Mapping[str, Rung] = {
         operators=("Conv", "Gemm", "MatMul"),
     ),
     "conv": Rung(sets={"activations": "uint8", "quantized": ["Conv"]}, operators=("Conv",)),
+    "conv-clipped": Rung(sets={"activations": "uint8", "quantized": ["Conv"], "clip": 0.1}, operators=("Conv",)),
     "dynamic-matmul": Rung(sets={"dynamic": True, "quantized": [*_MATRICES, "Gather"]}, operators=_MATRICES),
     "sensitive": Rung(sets={"activations": "uint8", "bias": False, "float": 0.25}),
 }
+CLIPPING = 256_000_000  # bytes of calibration that are held at once where ranges are clipped
 LOOKS = 4  # calibration samples that tell which nodes lose most; every tensor of the model is held for each of them
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU provider"}
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
@@ -83,7 +86,7 @@ def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Ma
         method = "static" if calibrated else "dynamic"
     if method not in METHODS:
         raise ValueError(f'method: no recipe "{method}"; there are: auto, {", ".join(METHODS)}.{did_you_mean(method, METHODS)}')
-    found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, **METHODS[method]}
+    found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, "clip": 0.0, **METHODS[method]}
     if not found["dynamic"] and not calibrated:
         raise ValueError(f"method: {method} needs calibration.data; give it, or write method: dynamic")
     return {"method": method, **given, **found}
@@ -119,7 +122,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     matrices = sum(count for operator, count in facts.weights.items() if operator in reached)
     channels = sum(facts.parameters.values()) - sum(facts.weights.values()) if not parameters.get("dynamic") else 0
     artifact = whole - 3 * matrices + 13 * channels + 400 * sum(facts.operators.values()) if matrices else whole
-    return Estimate(artifact=artifact, making=IMPORTED + TOOLS + 5 * whole, running=IMPORTED + 2 * artifact)
+    making = IMPORTED + TOOLS + 5 * whole + (CLIPPING if parameters.get("clip") else 0)
+    return Estimate(artifact=artifact, making=making, running=IMPORTED + 2 * artifact)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
@@ -137,7 +141,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         done = f"opset {opsets['source']}"
     if shapes := action.params.get("shape"):
         done += f", made for {onnxsource.fix_shapes(folder / 'model.onnx', shapes)}"
-    report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / "model.onnx")), "opset": opsets}
+    with onnxsource.converting(facts):
+        report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / "model.onnx")), "opset": opsets}
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     return Outcome(summary=f"{done}, same outputs as its source")
 
@@ -154,6 +159,8 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         prepared = _prepare(source, Path(scratch, "prepared.onnx"))
         excluded = _excluded(prepared, action.params["exclude"])
         try:
+            if not action.params["bias"]:
+                prepared = _split(prepared, Path(scratch, "split.onnx"), excluded)
             if action.params["float"]:
                 prepared = _named(prepared, Path(scratch, "named.onnx"))
                 excluded += _sensitive(action, prepared, excluded, Path(scratch))
@@ -167,7 +174,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
 
 def _quantize(action: Action, prepared: Path, made: Path, excluded: Sequence[str]) -> None:
     """The recipe that the parameters say, by the tool. Raises whatever it raises."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     params = action.params
     shared = {"weight_type": QuantType.QInt8, "nodes_to_exclude": excluded, "op_types_to_quantize": params["quantized"] or None}
@@ -177,17 +184,27 @@ def _quantize(action: Action, prepared: Path, made: Path, excluded: Sequence[str
     quantize_static(
         prepared,
         made,
-        _Reader(prepared, action),
+        _Reader(prepared, action, _held(action, prepared, made.parent) if params["clip"] else None),
+        calibrate_method=CalibrationMethod.Percentile if params["clip"] else CalibrationMethod.MinMax,
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8 if params["activations"] == "uint8" else QuantType.QInt8,
         extra_options={
             "ActivationSymmetric": params["symmetric"],
             "QuantizeBias": params["bias"],
+            "CalibPercentile": 100 - params["clip"],
             "QDQDisableWeightAdjustForInt32Bias": not params["bias"],  # crashes on a bias [1, N], as real models have it
         },
         **shared,
     )
+
+
+def _held(action: Action, prepared: Path, folder: Path) -> int:
+    """How many samples the tool may keep every tensor of, which it does where it clips; at least LOOKS."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tensors = _tensors(prepared, Path(scratch), action, prepared).values()
+    each = sum(one.nbytes for found in tensors for one in found) / max((len(found) for found in tensors), default=1)
+    return max(LOOKS, int(CLIPPING / max(each, 1)))
 
 
 def _int4(action: Action, source: Path, folder: Path) -> Outcome:
@@ -246,6 +263,19 @@ def _gemm_to_matmul(graph: Any, excluded: Sequence[str]) -> None:
 def _has_subgraphs(nodes: Sequence[Any]) -> bool:
     """They may read what no node of the graph itself does."""
     return any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute)
+
+
+def _split(source: Path, target: Path, excluded: Sequence[str]) -> Path:
+    """The model without Gemm: with a float bias it has no int8 kernel, and would have its weights made float again at each call."""
+    import onnx
+
+    model = onnx.load(source)
+    if not any(node.op_type == "Gemm" for node in model.graph.node):
+        return source
+    _name(model.graph)
+    _gemm_to_matmul(model.graph, excluded)
+    onnx.save(model, target)
+    return target
 
 
 def _named(source: Path, target: Path) -> Path:
@@ -343,10 +373,10 @@ def open(model: Path, view: str = "") -> Session:
 class _Reader:
     """Calibration samples, one at a time, in the form that onnxruntime.quantization asks for; of sequences each step."""
 
-    def __init__(self, model: Path, action: Action) -> None:
+    def __init__(self, model: Path, action: Action, most: int | None = None) -> None:
         from edgebuild import samples
 
-        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = samples.calibration(action, OnnxSession(model))
+        self.feeds: Iterator[Mapping[str, NDArray[Any]]] = itertools.islice(samples.calibration(action, OnnxSession(model)), most)
 
     def get_next(self) -> Mapping[str, NDArray[Any]] | None:
         return next(self.feeds, None)

@@ -117,7 +117,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         onnxsource.raise_opset(source, raised)
         done += f" raised to {opsets['model']}"
     readable = raised if raised.exists() else source
-    with ir.framework("read this model", advice="; export it without what is named here, or name framework: onnxruntime"):
+    advice = "; export it without what is named here, or name framework: onnxruntime"
+    with onnxsource.converting(facts), ir.framework("read this model", advice=advice):
         import openvino
         from openvino._offline_transformations import apply_moc_transformations
 

@@ -129,10 +129,16 @@ def nested(path: Path) -> None:
 def test_weights_in_subgraphs_are_said_to_be_unquantizable(tmp_path: Path) -> None:
     nested(tmp_path / "nested.onnx")
     np.savez(tmp_path / "calibration.npz", x=np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32))
-    result = build(tmp_path, "model: {source: nested.onnx, task: other}\ncalibration: {data: calibration.npz}\n")
+    target = "model: {source: nested.onnx, task: other}\ncalibration: {data: calibration.npz}\n"
+    planned = build(tmp_path, target)  # the scheme is left to edgebuild, which looks at the model's header first
+    assert planned.returncode == 3
+    assert "all its weights lie inside If, where no quantizer looks" in planned.stderr
+    result = build(tmp_path, f"{target}quantize: {{scheme: int8}}\n")
     assert result.returncode == 1
-    assert "no recipe keeps cosine: static, static-u8" in result.stderr
-    assert "nothing was quantized" in result.stderr
+    assert (
+        "no recipe keeps cosine: static, static-u8, conv-matmul, dynamic-matmul, sensitive: onnxruntime refuses this model: all its weights lie inside If"
+        in result.stderr
+    )
     assert "leave this model unquantized (quantize: {scheme: none})" in result.stderr
     assert "Traceback" not in result.stderr
     evidence = json.loads((tmp_path / "build" / "one" / "evidence.json").read_text())
@@ -158,13 +164,15 @@ def test_every_recipe_is_tried_before_none_is_said_to_hold(tmp_path: Path) -> No
     models = {name: onnx.load(tmp_path / f"build/one/quantize.{name}/model/model.onnx").graph for name in rows}
     reports = {name: json.loads((tmp_path / f"build/one/quantize.{name}/report.json").read_text()) for name in rows}
     assert {name: one["operators"] for name, one in reports.items()} == {
-        "static": 5, "static-u8": 5, "conv-matmul": 5, "conv": 3, "dynamic-matmul": 2, "sensitive": 4,
+        "static": 5, "static-u8": 5, "conv-matmul": 5, "conv": 3, "conv-clipped": 3, "dynamic-matmul": 2, "sensitive": 4,
     }  # fmt: skip
     unsigned = {name for name, graph in models.items() if any(one.data_type == TensorProto.UINT8 for one in graph.initializer)}
-    assert unsigned == {"static-u8", "conv-matmul", "conv", "sensitive"}
+    assert unsigned == {"static-u8", "conv-matmul", "conv", "conv-clipped", "sensitive"}
     assert 2 <= len(reports["sensitive"]["float"]) <= 4  # about a quarter of its eleven nodes
     biases = {name for name, graph in models.items() if any(one.data_type == TensorProto.INT32 for one in graph.initializer)}
-    assert biases == {"static", "static-u8", "conv"}
+    assert biases == {"static", "static-u8", "conv", "conv-clipped"}
+    assert not any(node.op_type == "Gemm" for name in ("conv-matmul", "sensitive") for node in models[name].node)
+    assert any(node.op_type == "Gemm" for node in models["conv"].node)
     assert not any(node.op_type == "ConvInteger" for node in models["dynamic-matmul"].node)
     sizes = {name: row["bytes"] for name, row in rows.items()}
     assert sizes["static"] < sizes["dynamic-matmul"]
@@ -203,6 +211,44 @@ def test_the_layers_that_lose_most_are_found_and_left_in_float(tmp_path: Path) -
     assert rows["sensitive"]["values"]["cosine"] > (0.999 if VNNI else 0.99)
     assert all(rows[name]["values"]["cosine"] < 0.9 for name in ("static", "static-u8", "conv-matmul", "dynamic-matmul"))
     assert rows["conv"]["held"] is None
+
+
+# -- a few loud values -------------------------------------------------------------------------------------------------------
+def spectrum(path: Path) -> None:
+    """Two convolutions, for an input in which one value of thousands is much larger than the others."""
+    rng, value = np.random.default_rng(0), helper.make_tensor_value_info
+    weights = [rng.standard_normal(shape).astype(np.float32) / 8 for shape in ((256, 8, 1), (4, 256, 1))]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["hidden"]),
+        helper.make_node("Tanh", ["hidden"], ["bounded"]),
+        helper.make_node("Conv", ["bounded", "b"], ["y"]),
+    ]
+    tensors = [onnx.numpy_helper.from_array(one, name) for one, name in zip(weights, "ab", strict=True)]
+    shapes = [value("x", TensorProto.FLOAT, ["N", 8, 64]), value("y", TensorProto.FLOAT, ["N", 4, 64])]
+    graph = helper.make_graph(nodes, "spectrum", shapes[:1], shapes[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_ranges_are_clipped_where_a_few_values_stretch_them(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    spectrum(tmp_path / "source" / "model.onnx")
+    x = np.random.default_rng(1).standard_normal((90, 8, 64)).astype(np.float32)
+    x[0, 0, 0] = 1_000  # one value in 15,360 that the calibration sees
+    np.savez(tmp_path / "calibration.npz", x=x[:30])
+    before = onnxruntime.open(tmp_path / "source").infer({"x": x[30:]})["y"]
+    kept = {}
+    for method in ("conv", "conv-clipped"):
+        place = tmp_path / method
+        place.mkdir()
+        params = {"scheme": "int8", "samples": None, **onnxruntime.parameters("int8", {"method": method}, True)}
+        inputs = {"model": tmp_path / "source", "calibration": tmp_path / "calibration.npz"}
+        outputs = {"model": place / "model", "report": place / "report.json"}
+        action = Action(verb="quantize", backend="onnxruntime", params=params, inputs=inputs, outputs=outputs)
+        onnxruntime.quantize(action, assess({"model": tmp_path / "source" / "model.onnx"}))
+        after = onnxruntime.open(place / "model").infer({"x": x[30:]})["y"]
+        kept[method] = float((before * after).sum() / np.sqrt(np.square(before).sum() * np.square(after).sum()))
+        assert [path.name for path in (place / "model").iterdir()] == ["model.onnx"]
+    assert kept["conv"] < 0.8 < 0.95 < kept["conv-clipped"], kept
 
 
 # -- int4 of weights ---------------------------------------------------------------------------------------------------------
