@@ -409,6 +409,9 @@ def test_parameters() -> None:
         ({"operators": {"ai.onnx.ml.TreeEnsembleClassifier": 1}}, {}, "uses the operator ai.onnx.ml.TreeEnsembleClassifier"),
         ({"quantized": "QLinearConv"}, {"scheme": "int8"}, "quantized already (QLinearConv); quantize: {scheme: none}"),
         ({"quantized": "QLinearConv"}, {}, ""),
+        ({"operators": {"If": 1, "Conv": 6}, "parameters": {"F32": 9}}, {"scheme": "int8"}, "all its weights lie inside If"),
+        ({"operators": {"If": 1, "Conv": 6}, "parameters": {"F32": 9}}, {}, ""),
+        ({"operators": {"If": 1}, "parameters": {"F32": 9}, "weights": {"Conv": 9}}, {"scheme": "int8"}, ""),
     ],
 )
 def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
