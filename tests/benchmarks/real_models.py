@@ -7,8 +7,8 @@ A project is made (in a temporary folder, or in `--project`, where a second run 
 synthesised from a seed (`real_data.py`), every model built through doit on each framework, and a table printed from the
 evidence: the recipe that was taken and what became of every other one. Exits 1 where a model keeps less of the unquantized
 one, by 0.02, or is slower, by 15 %, than the best recipe that people found by hand (`BY_HAND`), where a model that has none
-is not refused, or a command shows a traceback. Times need a machine with VNNI and nothing beside: one that is over is taken
-again, by `edgebuild remeasure`.
+is not refused, or a command shows a traceback. Times are shown, but judged only where the processor has VNNI, as that of the
+tries by hand had; one that is over is taken again, by `edgebuild remeasure`.
 """
 
 import argparse
@@ -26,7 +26,9 @@ import measuring  # noqa: F401 - it makes `tests` and `edgebuild` importable
 import numpy as np
 import real_data
 
+from edgebuild import machine
 from edgebuild.backends import BACKENDS
+from tests.conftest import VNNI
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMEWORKS = ("onnxruntime", "openvino")
@@ -103,6 +105,7 @@ def main() -> int:
         root = (options.project or Path(folder, "project")).absolute()
         write(root, models, options.framework or FRAMEWORKS, options.samples)
         rows = [row(root, model, framework) for model in models for framework in options.framework or FRAMEWORKS]
+    print(f"{machine.isa()}: times are {'' if VNNI else 'not '}judged")
     show(rows)
     return int(any(one["missed"] for one in rows))
 
@@ -127,7 +130,8 @@ def write(root: Path, models: list[Model], frameworks: tuple[str, ...], samples:
 
 def command(root: Path, *words: str) -> str:
     """What a command of this environment printed. Raises AssertionError where it shows a traceback."""
-    found = subprocess.run([sys.executable, "-m", *words], cwd=root, capture_output=True, text=True, check=False)
+    start = "import sys; from edgebuild.cli import main; sys.exit(main())"  # `edgebuild`, which hands over to doit
+    found = subprocess.run([sys.executable, "-c", start, *words], cwd=root, capture_output=True, text=True, check=False)
     said = found.stdout + found.stderr
     assert "Traceback" not in said, said
     return said
@@ -137,7 +141,7 @@ def row(root: Path, model: Model, framework: str) -> dict[str, Any]:
     """One model on one framework, built; its figures and whether they are `missed`."""
     name = f"{model.name}-{framework}"
     print(f"{name} …", file=sys.stderr, flush=True)
-    said = command(root, "doit", f"build:{name}")
+    said = command(root, f"build:{name}")
     try:
         evidence = json.loads((root / "build" / name / "evidence.json").read_text())
     except FileNotFoundError:  # it was refused before a recipe was tried
@@ -150,16 +154,17 @@ def row(root: Path, model: Model, framework: str) -> dict[str, Any]:
         return made
     if made["recipe"] is None:
         return {**made, "missed": ["no recipe holds"]}
+    limit = model.by_hand[1] * SLOWER if VNNI else float("inf")
     for _ in range(AGAIN):
-        if measured(root, name)["latency_ratio"]["value"] <= model.by_hand[1] * SLOWER:
+        if measured(root, name)["latency_ratio"]["value"] <= limit:
             break
-        command(root, "edgebuild.cli", "remeasure", name)
+        command(root, "remeasure", name)
     made["values"] = values = measured(root, name)
     made["bytes"] = [evidence["quantization"][key] for key in ("bytes_before", "bytes_after")]
     made["kept"] = values[model.metric]
     if made["kept"]["value"] < model.by_hand[0] - KEPT:
         made["missed"].append("kept")
-    if values["latency_ratio"]["value"] > model.by_hand[1] * SLOWER:
+    if values["latency_ratio"]["value"] > limit:
         made["missed"].append("latency")
     if model.name == "minilm":
         made["beside"] = nearest(root, model, name, framework)
@@ -198,7 +203,7 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{one.get('beside', '')}",
                 end="",
             )
-        print(f"  MISSED: {', '.join(one['missed'])}" if one["missed"] else "  as by hand")
+        print(f"  MISSED: {', '.join(one['missed'])}" if one["missed"] else f"  as by hand{'' if VNNI else ', but for the time'}")
         for rung in one["rungs"]:
             mark = {True: "held", False: "no", None: "-"}[rung["held"]]
             print(f"    {rung['name']:<16} {mark:<5} {rung['bytes'] or '':>10}  {rung['reason']}")
