@@ -1,6 +1,7 @@
 """A project on the fake backend in a temporary folder, and a builder that runs actions in this process."""
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -19,6 +20,9 @@ from edgebuild.process import Result, Workers
 from edgebuild.project import Project
 from edgebuild.run import Builder, Done, sweep
 from edgebuild.step import Step
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind `&` in a script: what tests start would take no interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VNNI = "vnni" in machine.isa()  # its sums of int8 are exact
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: what one has compiled, the next ones load
