@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Point:
     """One fault: `error` (or KILL) at one call of one part."""
 
     part: str
-    index: int  # of the call, among those that change something; how many a process has opened before differs a little
+    turn: int  # of the call, among those of its name and path; how many came before at other paths may differ a little
     call: Call
     error: str
 
@@ -210,11 +211,12 @@ class Bench:
             if not self._calls:
                 self.broken(TRACE)
                 self._calls = calls(self.folder / "strace", self.root, self.world)
-            call = self._calls[min(point.index, len(self._calls) - 1)]
+            alike = [one for one in self._calls if _alike(one, point.call)]
+            call = alike[min(point.turn, len(alike) - 1)] if alike else point.call
             ended = self.broken(TRACE, f"inject={call.name}:{how}:when={call.nth}")
             seen = calls(self.folder / "strace", self.root, self.world)
             hit = [one for one in seen if one.name == call.name and one.nth == call.nth]
-            if hit and _named(hit[0]) == _named(call) and (hit[0].injected or (point.error == "KILL" and hit[0] == seen[-1])):
+            if hit and _alike(hit[0], call) and (hit[0].injected or (point.error == "KILL" and hit[0] == seen[-1])):
                 break
             self._calls = []
         else:
@@ -258,9 +260,21 @@ class Bench:
         return not ours or cache or call.removing
 
 
+def _alike(one: Call, other: Call) -> bool:
+    """Whether both are of one name at one path, but for the parts of it that a process makes up."""
+    return one.name == other.name and _named(one) == _named(other)
+
+
 def _named(call: Call) -> str:
-    """What a call is at, but for the names that a process makes up."""
-    return re.sub(r"\.tmp[^/]*|/(tmp|workers)/[^/]+", "", call.path)
+    return re.sub(r"^.*/edgebuild-sweep-[^/]+|\.tmp[^/]*|/(tmp|workers)/[^/]+", "", call.path)
+
+
+def _turns(seen: list[Call]) -> Iterator[tuple[int, Call]]:
+    """Each call with the count of those alike before it."""
+    before: Counter[tuple[str, str]] = Counter()
+    for call in seen:
+        yield before[call.name, _named(call)], call
+        before[call.name, _named(call)] += 1
 
 
 def unsynced(calls: Iterable[Call], root: Path) -> Iterator[str]:
@@ -292,9 +306,9 @@ class Sweep:
         self._guard = guard
         self.known = {part: self._pool.submit(_know, part, guard).result() for part in parts}
         self.points = [
-            Point(part=part, index=index, call=call, error=error)
+            Point(part=part, turn=turn, call=call, error=error)
             for part, known in self.known.items()
-            for index, call in enumerate(known.calls)
+            for turn, call in _turns(known.calls)
             for error in ("KILL", *ERRORS.get(call.name, ANY))
         ]
 

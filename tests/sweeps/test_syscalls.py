@@ -63,8 +63,8 @@ def test_the_sweep_fails_without(guard: str) -> None:
     part, chosen = CONTROLS[guard]
     sweep = Sweep([part], jobs=1, guard=guard)
     try:
-        points = [point for point in sweep.points if chosen(point)]
-        assert any(problems for _, problems in sweep.run(points[:12]))
+        found = [(str(point), problems) for point, problems in sweep.run([one for one in sweep.points if chosen(one)][:12])]
+        assert any(problems for _, problems in found), found
     finally:
         sweep.close()
 
