@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
-from edgebuild.files import sealed, write_whole
+from edgebuild.files import read_whole, sealed, write_whole
 from edgebuild.memo import parts
 from edgebuild.noop import NOTE, TICK, Signature, racy, recall, signature
 from edgebuild.project import Project
@@ -17,7 +17,7 @@ from edgebuild.step import SOURCES, Step
 
 
 class Fresh:
-    """`fresh(step)`, memoised within a run; `forget` what a step that ran has touched.
+    """`fresh(step)`, memoised within a run; `ran` tells it what ran meanwhile.
 
     `again` names steps that are to run once more whatever is known of them: they are not fresh until they have.
     """
@@ -39,12 +39,13 @@ class Fresh:
             known = self._known[step.name] = self._judge(step)
         return known
 
-    def forget(self, step: Step) -> None:
-        """A step ran: its own verdict and those of all that follow it may be other ones now."""
+    def ran(self, step: Step, refused: bool) -> None:
+        """A step was made true, or refused: the verdicts of all that follow it may be other ones now."""
         self.remembered = False
         self.again.discard(step.name)
-        for one in (step, *self._project.behind(step)):
+        for one in self._project.behind(step):
             self._known.pop(one.name, None)
+        self._known[step.name] = not refused
 
     def known(self, step: Step) -> bool:
         """Whether it is remembered to be fresh, and nothing has run since."""
@@ -102,8 +103,7 @@ def receipt_bytes(receipt: Receipt) -> bytes:
 def read_receipt(path: str) -> Receipt | None:
     """A step's receipt, or None where there is none that can be read."""
     try:
-        with open(path, "rb") as file:
-            return receipt_from_json(json.loads(file.read()))
+        return receipt_from_json(json.loads(read_whole(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
@@ -114,7 +114,7 @@ def remember(project: Project, fresh: Fresh) -> None:
     Signatures first, then the verdict, read anew, then the signatures once more: an edit between is not missed.
     """
     steps = _remembered(project)
-    if project.problems or fresh.remembered or not all(fresh(step) for step in steps):
+    if project.problems or fresh.remembered or not all(map(fresh, steps)):
         return
     seen = _signatures(project, steps)
     newest = max((max(found[0], found[1]) for found in seen.values() if found), default=0)

@@ -55,7 +55,12 @@ def recall(who: list[object], holds: Callable[[str, Signature], bool] | None = N
         if note["identity"] != who:
             return None
         seen: dict[str, Signature | None] = note["seen"]
-        touched = {path: found for path, was in seen.items() if (found := signature(path)) != was}
+        touched: dict[str, Signature | None] = {}
+        for path, was in seen.items():
+            if (found := signature(path)) != was:
+                if found is None or holds is None:
+                    return None
+                touched[path] = found
         if touched and not (holds and _all_hold(seen, touched, holds)):
             return None
         if touched and not any(racy(found) for found in touched.values() if found):

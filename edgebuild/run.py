@@ -76,7 +76,6 @@ class Builder:
     def _run(self, step: Step, start: float) -> Done:
         before = read_receipt(step.receipt)
         for _ in range(TRIES):
-            seen = _seen(step)
             inputs = self._inputs(step)
             key = step.key(inputs)
             with self.project.store.lock(key):
@@ -89,14 +88,14 @@ class Builder:
                         self._deliver(step, record, before)
                 outcome = "restored" if record else "ran"
                 if record is None:
-                    record = self._make(step, key, inputs, before, seen)
+                    record = self._make(step, key, inputs, before)
                 if record is not None:
                     break
         else:
             raise InputChanged(
                 f"an input was edited while it ran, {TRIES} times; nothing was kept; build again when the files are at rest"
             )
-        self.fresh.forget(step)
+        self.fresh.ran(step, bool(record.refused))
         if step.verb == "choose":
             self._drop_rungs(step)
         if record.refused:
@@ -125,13 +124,14 @@ class Builder:
             self._made[step.name] = dict(receipt.outputs.values()) if receipt else {}
         return self._made[step.name]
 
-    def _make(
-        self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None, seen: Mapping[str, object]
-    ) -> Record | None:
+    def _make(self, step: Step, key: str, inputs: Mapping[str, str], before: Receipt | None) -> Record | None:
         """Run the action, publish and deliver; None where an input was edited meanwhile, and then nothing is kept.
 
         Also where it was edited back before the action ended: its digest is the same, and the action may have read another.
         """
+        seen = _seen(step)
+        if self._inputs(step) != inputs:
+            return None
         log = f"{STATE}/logs/{step.target}/{step.stem}.log"
         with self.project.store.scratch() as scratch:
             download = self._download(step, key, scratch)

@@ -13,13 +13,12 @@ import stat
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from edgebuild import digest
 from edgebuild.artifact import Artifact, Record, record_from_json
-from edgebuild.files import locked, mine, remove_tree
+from edgebuild.files import locked, make_folder, mine, read_whole, remove_tree, rename_over
 from edgebuild.memo import Memo
 
 FICLONE = 0x40049409  # linux/fs.h: share a file's extents with another file (reflink)
@@ -39,20 +38,15 @@ class Store:
 
     def has(self, artifact: Artifact) -> bool:
         """Whether the store holds this artifact, whole and right."""
-        if not self._intact(artifact.digest, artifact.tree):
-            return False
         if not artifact.tree:
-            return True
-        try:
-            return all(self._intact(sha256) for _, _, sha256, _ in self.listing(artifact.digest))
-        except (OSError, ValueError, TypeError):
-            return False
+            return self._intact(artifact.digest)
+        entries = self._whole_listing(artifact.digest)
+        return entries is not None and all(self._intact(sha256) for _, _, sha256, _ in entries)
 
     def listing(self, tree: str) -> list[digest.Entry]:
         """The files of a tree object. Raises OSError or ValueError where it is missing or wrong."""
-        with open(self.object(tree), "rb") as file:
-            data = file.read()
-        return [(str(path), bool(executable), str(sha256), int(size)) for path, executable, sha256, size in json.loads(data)]
+        data = json.loads(read_whole(self.object(tree)))
+        return [(str(path), bool(executable), str(sha256), int(size)) for path, executable, sha256, size in data]
 
     def publish(self, path: str) -> Artifact:
         """Move what a step made into the store, file by file; `path` is in `scratch()` and is used up.
@@ -68,7 +62,7 @@ class Store:
         for name, _, sha256, _ in entries:
             self._move_in(os.path.join(path, name), sha256)
         tree = digest.of_tree(entries)
-        if not self._intact(tree, tree=True):
+        if self._whole_listing(tree) is None:
             self._write(self.object(tree), digest.tree_bytes(entries))
         return Artifact(digest=tree, tree=True, size=sum(size for *_, size in entries))
 
@@ -77,7 +71,7 @@ class Store:
 
         `dist/` is never hard-linked: people edit, sign and upload what lies there.
         """
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        make_folder(os.path.dirname(path))
         temporary = _beside(path)
         try:
             if artifact.tree:
@@ -92,16 +86,14 @@ class Store:
                     self._place(sha256, target, executable, link)
             else:
                 self._place(artifact.digest, temporary, False, link)
-            if artifact.tree or (os.path.isdir(path) and not os.path.islink(path)):
-                self.remove(path)
-            else:
-                self._let_go(path)
+            self.remove(path)
             before = os.stat(temporary)
             os.rename(temporary, path)
             if not artifact.tree:
                 self._memo.renew(path, before)
         except BaseException:
-            self._remove(temporary)
+            with suppress(FileNotFoundError):
+                self._remove(temporary)
             raise
         self._memo.forget(path)
 
@@ -110,20 +102,23 @@ class Store:
 
         A directory goes under a temporary name first: whoever kills us, no half of one stands where a bundle stood.
         """
-        if os.path.isdir(path) and not os.path.islink(path):
+        try:
+            found = os.lstat(path)
+        except OSError:
+            found = None
+        if found and stat.S_ISDIR(found.st_mode):
             aside = _beside(path)
             os.rename(path, aside)
             self._remove(aside)
-        else:
-            self._let_go(path)
+        elif found:
+            self._let_go(path, found)
         self._memo.forget(path)
 
     # -- records ------------------------------------------------------------------------------------------------------
     def record(self, key: str) -> Record | None:
         """The record under this key, or None where there is none that can be read."""
         try:
-            with open(self.record_file(key), "rb") as file:
-                record = record_from_json(json.loads(file.read()))
+            record = record_from_json(json.loads(read_whole(self.record_file(key))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if record.key == key else None
@@ -172,7 +167,7 @@ class Store:
 
         Its name holds who made it: those whose process has died are collected at the next start.
         """
-        os.makedirs(f"{self.root}/tmp", exist_ok=True)
+        make_folder(f"{self.root}/tmp")
         folder = tempfile.mkdtemp(prefix=f"{mine()}-", dir=f"{self.root}/tmp")
         try:
             yield folder
@@ -188,19 +183,23 @@ class Store:
         return locked(f"{self.root}/lock", alone=alone, waits=waits)
 
     # -- inside -------------------------------------------------------------------------------------------------------
-    def _intact(self, sha256: str, tree: bool = False) -> bool:
-        path = self.object(sha256)
+    def _intact(self, sha256: str) -> bool:
         try:
-            if tree:
-                return digest.of_tree(self.listing(sha256)) == sha256
-            return self._memo.look(path) == sha256
-        except (OSError, ValueError, TypeError):
+            return self._memo.look(self.object(sha256)) == sha256
+        except OSError:
             return False
+
+    def _whole_listing(self, tree: str) -> list[digest.Entry] | None:
+        try:
+            entries = self.listing(tree)
+        except (OSError, ValueError, TypeError):
+            return None
+        return entries if digest.of_tree(entries) == tree else None
 
     def _move_in(self, path: str, sha256: str) -> None:
         target = self.object(sha256)
         if self._intact(sha256):
-            self._let_go(path)
+            self._let_go(path, os.lstat(path))
             return
         os.chmod(path, 0o444)
         _fsync(path)
@@ -208,7 +207,7 @@ class Store:
         self._memo.learn(target, sha256)
 
     def _write(self, target: str, data: bytes) -> None:
-        os.makedirs(f"{self.root}/tmp", exist_ok=True)
+        make_folder(f"{self.root}/tmp")
         handle, temporary = tempfile.mkstemp(prefix=f"{mine()}-", dir=f"{self.root}/tmp")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -227,9 +226,7 @@ class Store:
             with suppress(OSError):  # a folder: somebody made it just now
                 os.unlink(folder)  # a file or a link to nothing where a folder of ours should be is damage
             os.makedirs(folder, exist_ok=True)
-        if os.path.isdir(target) and not os.path.islink(target):
-            remove_tree(target)  # a folder where an object should be is damage
-        os.replace(path, target)
+        rename_over(path, target)
         _fsync(folder)
 
     def _place(self, sha256: str, target: str, executable: bool, link: bool) -> None:
@@ -255,21 +252,18 @@ class Store:
             self._memo.learn(target, sha256)
 
     def _remove(self, path: str) -> None:
-        if os.path.isdir(path) and not os.path.islink(path):
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode):
             with os.scandir(path) as entries:
                 names = [entry.path for entry in entries]
             for name in names:
                 self._remove(name)
             os.rmdir(path)
         else:
-            self._let_go(path)
+            self._let_go(path, found)
 
-    def _let_go(self, path: str) -> None:
+    def _let_go(self, path: str, found: os.stat_result) -> None:
         """Unlink `path`; where it was a hard link to an object, renew the object's memo entry, whose ctime that moves."""
-        try:
-            found = os.lstat(path)
-        except OSError:
-            return
         sha256 = self._memo.known(found) if found.st_nlink > 1 else None
         os.unlink(path)
         if sha256:
@@ -281,7 +275,7 @@ class Store:
 
 def _beside(path: str) -> str:
     """A temporary name in the folder of `path`, on the same file system."""
-    return f"{os.path.dirname(path)}/.tmp-{mine()}-{uuid.uuid4().hex[:12]}"
+    return f"{os.path.dirname(path)}/.tmp-{mine()}-{os.urandom(6).hex()}"
 
 
 def _make_folders(folder: str, made: set[str]) -> None:
