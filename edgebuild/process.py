@@ -16,7 +16,7 @@ from typing import Any
 
 from edgebuild import hub, resources, shipped, tether
 from edgebuild.errors import INTERRUPTED, OutOfMemory, Refused, StepFailed, disk
-from edgebuild.files import alive, mine, process_name, remove_tree
+from edgebuild.files import alive, make_folder, mine, process_name, remove_tree
 from edgebuild.noop import STATE
 from edgebuild.step import ENVIRONMENT
 
@@ -68,15 +68,15 @@ class Workers:
         """
         path = f"{scratch}/record.json"
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-        os.makedirs(os.path.dirname(log), exist_ok=True)
-        os.makedirs(f"{scratch}/tmp", exist_ok=True)
+            file.write(json.dumps(record))
+        make_folder(os.path.dirname(log))
+        make_folder(f"{scratch}/tmp")
         start = time.monotonic()
         with open(log, "wb") as output:
             process = self._start(path, scratch, output, python, network="download" in record)
         note = f"{STATE}/workers/{mine()}-{process_name(process.pid)}"
         try:
-            os.makedirs(f"{STATE}/workers", exist_ok=True)
+            make_folder(f"{STATE}/workers")
             with open(note, "xb"):
                 pass  # its name says all
             ended, peak = _watch(process, memory or _machine_memory(), start + seconds, lambda: self._look(record))
