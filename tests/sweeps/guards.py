@@ -45,7 +45,12 @@ def outputs_under_a_temporary_name() -> None:
 
 
 def folders_removed_under_a_temporary_name() -> None:
-    Store.remove = Store._remove  # type: ignore[method-assign]
+    def remove(self: Store, path: str) -> None:
+        if os.path.lexists(path):
+            self._remove(path)
+        self._memo.forget(path)
+
+    Store.remove = remove  # type: ignore[method-assign]
 
 
 def objects_before_their_record() -> None:

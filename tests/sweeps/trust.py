@@ -19,7 +19,11 @@ from tests.sweeps.guards import leftovers_collected, outputs_held_against_their_
 
 
 def hits_verified_by_digest() -> None:
-    Store._intact = lambda self, sha256, tree=False: os.path.exists(self.object(sha256))  # type: ignore[method-assign]
+    def listing(self: Store, tree: str) -> Any:
+        return self.listing(tree) if os.path.exists(self.object(tree)) else None
+
+    Store._intact = lambda self, sha256: os.path.exists(self.object(sha256))  # type: ignore[method-assign]
+    Store._whole_listing = listing  # type: ignore[method-assign]
 
 
 def a_lock_for_each_key() -> None:
@@ -67,10 +71,10 @@ def inputs_looked_at_again() -> None:
     def inputs(self: Builder, step: Any) -> dict[str, str]:
         return before.get(step.name) or look(self, step)
 
-    def made(self: Builder, step: Any, key: str, found: Any, earlier: Any, seen: Any) -> Any:
+    def made(self: Builder, step: Any, key: str, found: Any, earlier: Any) -> Any:
         before[step.name] = found
         try:
-            return make(self, step, key, found, earlier, seen)
+            return make(self, step, key, found, earlier)
         finally:
             del before[step.name]
 
