@@ -150,9 +150,9 @@ def write_whole(path: str, data: bytes) -> None:
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)
             handle = os.open(temporary, how_open, 0o600)
-        with open(handle, "wb", buffering=0) as file:
-            file.write(data)
+        with open(handle, "wb") as file:  # buffered: it writes on where the system takes a part
             os.fchmod(handle, 0o644)  # whatever the umask says
+            file.write(data)
         rename_over(temporary, path)
     except BaseException:
         remove_tree(temporary)
