@@ -76,6 +76,12 @@ class Memo:
                 else:
                     raise OSError(f"{entry.path} is neither a file nor a directory")
 
+    def size(self, path: str) -> int:
+        """Bytes of a file, or of all files of a directory."""
+        if os.path.isdir(path):
+            return sum(size for *_, size in self.entries(path))
+        return os.stat(path).st_size
+
     def forget(self, *paths: str) -> None:
         """Look these paths up again: a step has touched them."""
         for path in paths:

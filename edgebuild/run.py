@@ -190,9 +190,7 @@ class Builder:
         os.rename(made, path)
         memo = self.project.memo
         memo.forget(path)
-        tree = os.path.isdir(path)
-        size = sum(entry[3] for entry in memo.entries(path)) if tree else os.stat(path).st_size
-        return Artifact(digest=memo.look(path), tree=tree, size=size)
+        return Artifact(digest=memo.look(path), tree=os.path.isdir(path), size=memo.size(path))
 
     def act(
         self, step: Step, inputs: Mapping[str, str], scratch: str, log: str, download: Mapping[str, str] | None = None
@@ -272,8 +270,10 @@ class Builder:
         for name, path in (("report", quantize.outputs["report"]), ("measurements", evaluate.outputs["measurements"])):
             with open(path, encoding="utf-8") as file:
                 found[name] = json.load(file)
-        convert = self.project.steps[f"convert:{step.target}"]
-        return ladder.Made(**found, baseline=self._artifact(convert).size, candidate=self._artifact(quantize).size)
+        baseline, candidate = (
+            self.project.memo.size(one.outputs["model"]) for one in (self.project.steps[f"convert:{step.target}"], quantize)
+        )
+        return ladder.Made(**found, baseline=baseline, candidate=candidate)
 
     def _artifact(self, step: Step) -> Artifact:
         """The model that a step made. Raises StepFailed where its record is gone."""

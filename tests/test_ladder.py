@@ -316,6 +316,18 @@ def test_what_a_recipe_made_of_other_data_does_not_stay(data: Lab) -> None:
     assert data.rungs()
 
 
+def test_a_choice_needs_no_record_of_what_is_fresh(data: Lab) -> None:
+    write(data, SECOND)
+    data.build()
+    for kind in ("records", "objects"):
+        shutil.rmtree(data.root / ".edgebuild" / kind)
+    write(data, HOLDS)
+    outcomes = data.build()
+    assert outcomes["convert:one"] == "fresh"
+    assert outcomes["choose:one"] == outcomes["build:one"] == "ran"
+    assert report(data)["rung"] == "coarse"
+
+
 def test_two_targets_share_their_recipes(data: Lab) -> None:
     write(data, SECOND)
     (data.root / "targets" / "two.yaml").write_text(TARGET + DATA + HOLDS + "package: {version: 2.0.0}\n")
