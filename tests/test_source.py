@@ -21,6 +21,7 @@ from edgebuild.project import Project
 from edgebuild.run import Builder, Done, sweep
 from edgebuild.target import parse_source
 from edgebuild.verify import verify
+from tests.backends.magika import MAGIKA
 from tests.conftest import ROOT, TARGET, Lab, perform_here
 from tests.loopback import COMMIT, Loopback, serve
 
@@ -367,9 +368,6 @@ def test_content_of_another_kind_than_its_name(lab: Lab, site: Loopback) -> None
 
 
 # -- package ---------------------------------------------------------------------------------------------------------------
-MAGIKA = "package:magika/magika/models/standard_v3_3/model.onnx"
-
-
 def test_a_model_inside_a_distribution(lab: Lab) -> None:
     target(lab, f"edgebuild: 1\nmodel: {{source: {MAGIKA}, task: other}}\nplatform: web\n")
     assert "1 file" in run(lab).summary

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from edgebuild.assess import assess
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action
+from tests.backends.magika import MAGIKA, features
 from tests.conftest import ROOT, VNNI
 
 BIN = Path(sys.executable).parent
@@ -49,16 +49,6 @@ KINDS = {
     ".rst": "rst",
     ".so": "elf",
 }
-MAGIKA = "package:magika/magika/models/standard_v3_3/model.onnx"
-
-
-def features(data: bytes) -> NDArray[np.int32]:
-    """What magika looks at: the first and the last 1,024 bytes without white space, filled up with 256 (its config.min.json)."""
-    first, last = data[:4096].lstrip()[:1024], data[-4096:].rstrip()[-1024:]
-    row = np.full(2048, 256, np.int32)
-    row[: len(first)] = list(first)
-    row[2048 - len(last) :] = list(last)
-    return row
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from edgebuild.backends import openvino, openvino_ir
 from edgebuild.errors import StepFailed
 from edgebuild.source import find
 from edgebuild.step import ENVIRONMENT, Action, Outcome
+from tests.backends.magika import MAGIKA, features
 from tests.conftest import VNNI
 
 ROOT = Path(__file__).parents[2]
@@ -434,19 +435,6 @@ def test_estimates_of_a_real_model(converted: Path, tmp_path: Path, scheme: str,
 
 
 # -- a model that nobody here made ----------------------------------------------------------------------------------------
-MAGIKA = "package:magika/magika/models/standard_v3_3/model.onnx"
-
-
-def read(path: Path) -> NDArray[np.int32]:
-    """What magika is given of a file: its first and last 1,024 bytes without white space around, 256 where there are none."""
-    data = path.read_bytes()
-    first, last = data[:4096].lstrip()[:1024], data[-4096:].rstrip()[-1024:]
-    row = np.full(2048, 256, np.int32)
-    row[: len(first)] = list(first)
-    row[2048 - len(last) :] = list(last)
-    return row
-
-
 def files_of_many_kinds(count: int) -> NDArray[np.int32]:
     """[count, 2048], of Python's own files and its packages', at most 30 of a suffix."""
     by_suffix: dict[str, list[Path]] = {}
@@ -455,7 +443,7 @@ def files_of_many_kinds(count: int) -> NDArray[np.int32]:
             if path.is_file() and 200 < path.stat().st_size < 10**6:
                 by_suffix.setdefault(path.suffix, []).append(path)
     found = [path for paths in by_suffix.values() for path in random.Random(1).sample(paths, min(len(paths), 30))]
-    return np.stack([read(path) for path in random.Random(2).sample(found, count)])
+    return np.stack([features(path.read_bytes()) for path in random.Random(2).sample(found, count)])
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.backends.magika import features
+
 Random = np.random.Generator
 Arrays = dict[str, NDArray[Any]]
 
@@ -122,18 +124,9 @@ def files(random: Random, count: int) -> Arrays:
     for index in range(count):
         kind, make = makers[index % len(makers)]
         made = make(random)
-        rows.append(_seen(made.encode() if isinstance(made, str) else made))
+        rows.append(features(made.encode() if isinstance(made, str) else made))
         labels.append(kinds.index(kind))
     return {"bytes": np.stack(rows), "labels": np.array(labels)}
-
-
-def _seen(data: bytes) -> NDArray[np.int32]:
-    """The first and the last 1,024 bytes without white space, filled up with 256, as magika's config.min.json says."""
-    first, last = data[:4096].lstrip()[:1024], data[-4096:].rstrip()[-1024:]
-    row = np.full(2048, 256, np.int32)
-    row[: len(first)] = list(first)
-    row[2048 - len(last) :] = list(last)
-    return row
 
 
 def _word(random: Random) -> str:
