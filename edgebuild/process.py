@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,7 +126,8 @@ class Workers:
             } | hub.environment()
         environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
         environment["PYTHONPATH"] = _path(python, f"{scratch}/tmp/path")
-        return self._begin([python, "-m", "edgebuild.worker", path], stdout=output, cwd=f"{scratch}/tmp", env=environment)
+        words = [*_dying_with_us(), python, "-m", "edgebuild.worker", path]
+        return self._begin(words, stdout=output, cwd=f"{scratch}/tmp", env=environment)
 
     def _begin(self, words: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
         """Start a process that leads a group, and whose input ends when we are gone."""
@@ -283,6 +285,19 @@ def _anonymous(process: Any) -> int:
     except psutil.Error:
         return 0
     return int(info.rss) - int(getattr(info, "shared", 0))
+
+
+@cache
+def _dying_with_us() -> list[str]:
+    """Words before a program that has the kernel end it with its parent: setpriv(1) of util-linux, which takes a millisecond.
+
+    A worker asks for that itself, but only once its interpreter has started: seconds, on a machine that is busy.
+    """
+    program = shutil.which("setpriv")
+    words = [program, "--pdeathsig", "KILL"] if program else []
+    if words and subprocess.run([*words, "true"], capture_output=True, check=False).returncode != 0:
+        return []  # another setpriv (that of busybox) cannot
+    return words
 
 
 @cache

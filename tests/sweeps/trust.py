@@ -120,6 +120,7 @@ def workers_die_with_their_parent() -> None:
         alone = words[1:3] == ["-m", "edgebuild.worker"]
         return start([words[0], "-c", worker, *words[3:]] if alone else words, *rest, **named)
 
+    process._dying_with_us = list  # type: ignore[assignment]
     process.subprocess = type("", (), {**vars(subprocess), "Popen": staticmethod(popen)})  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,41 @@
+"""Workers end with whoever started them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+PARENT = """
+import os, signal, subprocess, sys
+from edgebuild import process
+child = subprocess.Popen([*process._dying_with_us(), "sleep", "60"], start_new_session=True)
+print(child.pid, flush=True)
+while os.readlink(f"/proc/{child.pid}/exe") != sys.argv[1]: pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="setpriv is of Linux")
+def test_one_that_has_not_started_yet_ends_with_its_parent() -> None:
+    """Before it hears of anything: `sleep` asks for nothing itself."""
+    sleep = os.path.realpath(shutil.which("sleep") or "")
+    parent = subprocess.run([sys.executable, "-c", PARENT, sleep], capture_output=True, text=True, timeout=60, check=False)
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(int(parent.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(int(parent.stdout))
+
+
+def test_a_setpriv_that_cannot_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgebuild import process
+
+    process._dying_with_us.cache_clear()
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/false" if name == "setpriv" else None)
+    assert process._dying_with_us() == []
+    process._dying_with_us.cache_clear()
