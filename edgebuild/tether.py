@@ -5,10 +5,18 @@ holder on every system, where a signal of the parent's death (prctl(2)) reaches 
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+
+
+def input_ended() -> bool:
+    """Whether the other end of our input is closed."""
+    poll = select.poll()
+    poll.register(0, 0)  # that it hung up is told in any case
+    return bool(poll.poll(0))
 
 
 def end_with_input() -> None:

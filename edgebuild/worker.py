@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild import tether
-from edgebuild.errors import BadInput, EdgebuildError, Refused, StepFailed, disk
+from edgebuild.errors import INTERRUPTED, BadInput, EdgebuildError, Refused, StepFailed, disk
 from edgebuild.step import Action, Download, Outcome
 
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
@@ -126,6 +126,8 @@ def _dispatch(action: Action) -> Outcome:
 def main(path: str) -> int:
     """Run the record at `path` and write `result.json` beside it. What is printed goes to the log."""
     _ask_for_death()  # first: a network namespace may be waited for, while others are taken down
+    if _leads() and tether.input_ended():
+        return INTERRUPTED  # whoever started us was gone before we could ask
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
@@ -183,8 +185,13 @@ def _ask_for_death() -> None:
 def _die_with_parent() -> None:
     """By that signal, and by the end of the input pipe, which every system has."""
     _ask_for_death()
-    if os.getpgrp() == os.getpid():  # a worker leads its own group; started by hand it does not
+    if _leads():
         tether.end_with_input()
+
+
+def _leads() -> bool:
+    """Whether it leads its own group, as a worker does; started by hand it does not."""
+    return os.getpgrp() == os.getpid()
 
 
 if __name__ == "__main__":

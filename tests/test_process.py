@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+
+from edgebuild.errors import INTERRUPTED
 
 PARENT = """
 import os, signal, subprocess, sys
@@ -39,3 +42,15 @@ def test_a_setpriv_that_cannot_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("shutil.which", lambda name: "/bin/false" if name == "setpriv" else None)
     assert process._dying_with_us() == []
     process._dying_with_us.cache_clear()
+
+
+def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text("no record: it is not read")
+    words = [sys.executable, "-m", "edgebuild.worker", str(record)]
+    worker = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert worker.stdin
+    assert worker.stderr
+    worker.stdin.close()
+    assert (worker.stderr.read(), worker.wait(timeout=60)) == (b"", INTERRUPTED)
+    worker.stderr.close()

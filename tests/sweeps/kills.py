@@ -176,7 +176,17 @@ def _orphans(root: Path) -> Iterator[str]:
     deadline = time.monotonic() + 1
     while _workers(root) and time.monotonic() < deadline:
         time.sleep(0.05)
-    yield from (f"the worker {pid} lives on" for pid in _workers(root))
+    yield from (f"the worker {pid} lives on: {_state(pid)}" for pid in _workers(root))
+
+
+def _state(pid: int) -> str:
+    """What it waits for in the kernel, its parent and its age in seconds."""
+    try:
+        process = psutil.Process(pid)
+        age = f"{process.status()}, child of {process.ppid()}, {time.time() - process.create_time():.1f} s old, "
+        return age + " < ".join(line.split()[-1] for line in Path(f"/proc/{pid}/stack").read_text().splitlines())
+    except (psutil.Error, OSError) as error:
+        return str(error)
 
 
 def _workers(root: Path) -> list[int]:
