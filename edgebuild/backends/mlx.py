@@ -1,4 +1,4 @@
-"""MLX (mlx-lm): Hugging Face in, a folder out that mlx-lm and mlx-swift-lm load; affine int2 to int8 in groups.
+"""MLX (mlx-lm): Hugging Face in, a folder out that mlx-lm and mlx-swift-lm load; affine int2 to int8 in groups, one for all or by layer.
 
 MLX reads older configuration keys than transformers 5 writes and falls back to defaults without a word: a rope theta of
 500,000 became 10,000 (KL 0.28). So the configuration is rewritten as MLX reads it, and every conversion is held.
@@ -10,16 +10,18 @@ import importlib.metadata
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
-from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, shown
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -32,7 +34,11 @@ _LINUX = sys.platform == "linux"
 _PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
 NEEDS: Mapping[str, Needs] = {"huggingface": Needs(lock="mlx", packages=_PACKAGES)}
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
-SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size",))
+SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size", "method", "layers"))
+# Recipes of mlx-lm (mlx_lm/convert.py): the scheme of most layers, and the bits of the output layer and of every other layer's values
+# and down projections.
+MIXED = {"mixed-2-6": ("int2", 6), "mixed-3-4": ("int3", 4), "mixed-3-6": ("int3", 6), "mixed-4-6": ("int4", 6)}
+MIXED_SHARE = 0.2  # of the weights that get more bits by such a recipe, about
 LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"dequantized": "weights dequantized to float32", "kernels": "the int4/8 kernels themselves"}
 GROUPS = (32, 64, 128)
@@ -45,11 +51,21 @@ CONTEXT = "original_max_position_embeddings"
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    """Raises ValueError for a group size that MLX does not have."""
-    size = quantize.get("group_size", 64)
+    """Raises ValueError for a group size, a recipe or a layer's scheme that MLX does not have."""
+    size, method = quantize.get("group_size", 64), quantize.get("method", "auto")
     if size not in GROUPS:
         raise ValueError(f"group_size: MLX quantizes in groups of 32, 64 or 128, not {size}")
-    return {"group_size": size}
+    given = {"group_size": size}
+    if method != "auto":
+        if method not in MIXED or MIXED[method][0] != scheme:
+            known = ", ".join(f"{name} ({most})" for name, (most, _) in MIXED.items())
+            raise ValueError(f"method: of MLX's recipes none is {shown(method)} with the scheme {scheme}; there are: {known}")
+        given["method"] = method
+    for name, one in quantize.get("layers", {}).items():
+        if one not in (*BITS, "none"):
+            raise ValueError(f'layers: MLX has no scheme {shown(one)} for "{shown(name)}"; it has: {", ".join(BITS)}, none')
+        given.setdefault("layers", {})[name] = one
+    return given
 
 
 def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
@@ -70,7 +86,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     MLX quantizes every matrix, embeddings too; norms stay. Memory of making, fitted on Phi-3 of 0.004 to 3.8 billion parameters
     (up to 1.24 times what was measured): it is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
     quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
-    `_in_float32` keeps them, else the largest tensor twice; and a window's logits.
+    `_in_float32` keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the headers that
+    are known here: it is left out, so that a part of a model in other bits is not seen.
     """
     from edgebuild import samples
 
@@ -79,7 +96,10 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     making = 0
     if scheme != "none":
         matrices, each = sum(facts.weights.values()), weights / max(count, 1)
-        weights = matrices * (BITS[scheme] / 8 + 2 * each / parameters["group_size"]) + (count - matrices) * each
+        weights = (
+            matrices * (_bits_on_average(scheme, parameters) / 8 + 2 * each / parameters["group_size"])
+            + (count - matrices) * each
+        )
         making = 12 * facts.largest
     floats = 4 * count if _kept(4 * count, available) else 8 * facts.largest
     running = IMPORTED + int(weights) + floats + 24 * samples.WINDOW * (facts.vocabulary or 0)
@@ -120,32 +140,78 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     import mlx_lm
 
     source, out = action.inputs["model"], action.outputs["model"]
-    scheme, group = str(action.params["scheme"]), int(action.params["group_size"])
-    _check_groups(_layers(source), group)
+    scheme, group, method = str(action.params["scheme"]), int(action.params["group_size"]), action.params.get("method", "")
+    layers = _layers(source)
+    named = _named([layer.name for layer in layers], action.params.get("layers", {}))
+    _check_groups([layer for layer in layers if named.get(layer.name) != "none"], group)
+    settings: dict[str, Any] = {"q_bits": BITS[scheme], "q_group_size": group}
+    if method or named:
+        settings["quant_predicate"] = _predicate(source, group, method, named)
     with _mlx("quantize this model"):
-        mlx_lm.convert(hf_path=str(source), mlx_path=str(out), quantize=True, q_bits=BITS[scheme], q_group_size=group)
+        mlx_lm.convert(hf_path=str(source), mlx_path=str(out), quantize=True, **settings)
     _tidy(out, source / "tokenizer_config.json")
     layers = _layers(out)
-    done = sum(layer.quantized for layer in layers)
+    done = sum(layer.bits > 0 for layer in layers)
     before, after = _weights(source), _weights(out)
     if not done or after >= before or "quantization" not in json.loads((out / "config.json").read_text(encoding="utf-8")):
         raise StepFailed(
             f"MLX quantized {done} of {len(layers)} layers, and the weights went from {before:,} to {after:,} bytes: "
             "this model cannot be quantized so; set quantize: {scheme: none} or name another framework"
         )
+    counted = sorted(Counter(layer.bits for layer in layers if layer.bits).items())
     report = {
         "scheme": scheme,
         "bits": BITS[scheme],
         "group_size": group,
+        **{key: action.params[key] for key in ("method", "layers") if key in action.params},
         "bytes_before": before,
         "bytes_after": after,
         "layers": len(layers),
         "layers_quantized": done,
-        "not_quantized": sorted(layer.name for layer in layers if not layer.quantized),
+        "layers_by_bits": {str(bits): count for bits, count in counted},
+        "not_quantized": sorted(layer.name for layer in layers if not layer.bits),
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    sizes = f"{human(before)} → {human(after)}"
-    return Outcome(summary=f"{scheme} in groups of {group}, {done} of {len(layers)} layers, {sizes}")
+    others = ", ".join(f"{count} int{bits}" for bits, count in counted if bits != BITS[scheme])
+    which = f"{done} of {len(layers)} layers{f' ({others})' if others else ''}"
+    return Outcome(summary=f"{scheme} in groups of {group}, {which}, {human(before)} → {human(after)}")
+
+
+def _named(names: Sequence[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """layer → its own scheme: by its name, else by the one pattern that it fits. Raises BadInput for what fits no layer, or two schemes."""
+    found: dict[str, str] = {}
+    for pattern in layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = did_you_mean(pattern, names)
+            raise BadInput(f'quantize.layers: no layer is called "{shown(pattern)}"; the first is {names[0]}.{near}')
+    for name in names:
+        schemes = {layers[name]} if name in layers else {one for pattern, one in layers.items() if fnmatchcase(name, pattern)}
+        if len(schemes) > 1:
+            both = " and ".join(sorted(schemes))
+            raise BadInput(f"quantize.layers: {name} fits patterns of {both}; name it by itself, or narrow one of them")
+        if schemes:
+            found[name] = schemes.pop()
+    return found
+
+
+def _predicate(source: Path, group: int, method: str, named: Mapping[str, str]) -> Callable[[str, Any], bool | dict[str, Any]]:
+    """What mlx-lm asks of each layer: whether it is quantized, or how. What is not named goes by the recipe, or by the model's own rule."""
+    from mlx_lm.convert import mixed_quant_predicate_builder
+    from mlx_lm.utils import load_model
+
+    with _mlx(f"quantize this model by {method}" if method else "load this model"):
+        model = load_model(source, lazy=True, trust_remote_code=False)[0]
+        rule = getattr(model, "quant_predicate", None)
+        if method:
+            rule = mixed_quant_predicate_builder(method.replace("-", "_"), model, group)
+
+    def predicate(name: str, module: Any) -> bool | dict[str, Any]:
+        if name in named:
+            bits = BITS.get(named[name])
+            return {"group_size": group, "bits": bits, "mode": "affine"} if bits else False
+        return rule(name, module) if rule else True
+
+    return predicate
 
 
 def smoke() -> str:
@@ -193,8 +259,12 @@ class MlxSession:
             elif config.get("quantization") and _LINUX:  # in bfloat16 the CPU's kernels are seven times slower, and 2 % off
                 self._model.update(tree_map(_float32, self._model.parameters()))
         self._vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
-        bits = (config.get("quantization") or {}).get("bits")
-        stored = f"int{bits} kernels{' in float32' if _LINUX else ''}" if bits else "weights as stored"
+        bits = _bits(config.get("quantization") or {})
+        stored = (
+            f"{' and '.join(f'int{one}' for one in bits)} kernels{' in float32' if _LINUX else ''}"
+            if bits
+            else "weights as stored"
+        )
         computed = "weights dequantized to float32" if bits else "weights in float32"
         device = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
         self.runtime = f"mlx {importlib.metadata.version('mlx')} on {device}, {computed if view == 'dequantized' else stored}"
@@ -226,6 +296,17 @@ class MlxSession:
 def _model_types() -> frozenset[str]:
     """The model types that the mlx-lm of the lock has, its own other names for them included: the same wherever it is asked."""
     return frozenset(Path(__file__).with_name("mlx_types.txt").read_text(encoding="ascii").split())
+
+
+def _bits(quantization: Mapping[str, Any]) -> list[int]:
+    """All bits that stand in the `quantization` of a config.json: those of most layers, and of what is named there."""
+    found = {one["bits"] for one in (quantization, *quantization.values()) if isinstance(one, Mapping) and "bits" in one}
+    return sorted(found)
+
+
+def _bits_on_average(scheme: str, parameters: Mapping[str, Any]) -> float:
+    bits = BITS[scheme]
+    return bits + MIXED_SHARE * (MIXED[parameters["method"]][1] - bits) if "method" in parameters else bits
 
 
 def _fitting(inputs: Sequence[int]) -> list[int]:
@@ -311,7 +392,7 @@ def _tidy(out: Path, source: Path) -> None:
 class _Layer:
     name: str
     inputs: int
-    quantized: bool
+    bits: int  # 0 where it is not quantized
 
 
 def _layers(model: Path) -> list[_Layer]:
@@ -320,8 +401,8 @@ def _layers(model: Path) -> list[_Layer]:
 
     with _mlx(f"load {model.name}"):
         modules = sorted(load_model(model, lazy=True, trust_remote_code=False)[0].named_modules())
-    quantized = [_Layer(name=n, inputs=m.scales.shape[-1] * m.group_size, quantized=True) for n, m in modules if "scales" in m]
-    plain = [_Layer(name=n, inputs=m.weight.shape[-1], quantized=False) for n, m in modules if hasattr(m, "to_quantized")]
+    quantized = [_Layer(name=n, inputs=m.scales.shape[-1] * m.group_size, bits=m.bits) for n, m in modules if "scales" in m]
+    plain = [_Layer(name=n, inputs=m.weight.shape[-1], bits=0) for n, m in modules if hasattr(m, "to_quantized")]
     return quantized + plain
 
 

@@ -16,9 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from edgebuild import reference
+from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import mlx
-from edgebuild.errors import StepFailed
+from edgebuild.errors import BadInput, StepFailed
 from edgebuild.step import Outcome
 from tests.backends import language
 from tests.backends.language import BY_TORCH, permute
@@ -31,6 +32,7 @@ from tests.backends.phi3 import (
     edit,
     edit_weights,
     golden,
+    inputs,
     narrow,
     needs_torch,
     report,
@@ -47,8 +49,8 @@ def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]],
 convert = partial(language.convert, "mlx")
 
 
-def quantize(model: Path, out: Path, scheme: str, group_size: int = 64) -> Outcome:
-    return language.quantize("mlx", model, out, scheme, group_size=group_size)
+def quantize(model: Path, out: Path, scheme: str, group_size: int = 64, **more: Any) -> Outcome:
+    return language.quantize("mlx", model, out, scheme, group_size=group_size, **more)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,57 @@ def test_quantize(converted: Path, tmp_path: Path, scheme: str, group_size: int)
     assert stored.runtime.endswith(f"{scheme} kernels{' in float32' if sys.platform == 'linux' else ''}")
     tokens = golden(MODEL).tokens[:24]
     assert divergence(exact.logits(tokens), stored.logits(tokens)) < (1e-6 if sys.platform == "linux" else 0.05)
+
+
+def apart(reference: Path, model: Path) -> float:
+    tokens = golden(MODEL).tokens
+    return divergence(mlx.open(reference / "model").logits(tokens), mlx.open(model / "model").logits(tokens))
+
+
+@pytest.mark.parametrize(
+    ("method", "scheme", "more"), [("mixed-2-6", "int2", 6), ("mixed-3-4", "int3", 4), ("mixed-4-6", "int4", 6)]
+)
+def test_a_mixed_recipe_gives_some_layers_more_bits(converted: Path, tmp_path: Path, method: str, scheme: str, more: int) -> None:
+    quantize(converted / "model", tmp_path / "plain", scheme)
+    outcome = quantize(converted / "model", tmp_path / "mixed", scheme, method=method)
+    plain, mixed = report(tmp_path / "plain"), report(tmp_path / "mixed")
+    assert mixed["layers_by_bits"].keys() == {scheme[3:], str(more)}
+    assert f"18 of 18 layers ({mixed['layers_by_bits'][str(more)]} int{more}), " in outcome.summary
+    assert plain["bytes_after"] < mixed["bytes_after"] < plain["bytes_after"] * 1.5
+    assert apart(converted, tmp_path / "mixed") < apart(converted, tmp_path / "plain")
+    assert f"int{scheme[3:]} and int{more} kernels" in mlx.open(tmp_path / "mixed/model", "kernels").runtime
+    facts = assess(inputs(MODEL))
+    expected = mlx.estimate(facts, scheme, mlx.parameters(scheme, {"method": method}, False), 2**40).artifact
+    assert expected == pytest.approx(sum(path.stat().st_size for path in (tmp_path / "mixed/model").iterdir()), rel=0.15)
+
+
+def test_layers_of_their_own_scheme(converted: Path, tmp_path: Path) -> None:
+    layers = {"model.layers.0.*": "int8", "model.layers.0.mlp.down_proj": "none", "lm_head": "none", "model.embed_tokens": "int8"}
+    outcome = quantize(converted / "model", tmp_path / "own", "int2", layers=layers)
+    found = report(tmp_path / "own")
+    assert found["layers_by_bits"] == {"2": 12, "8": 4}
+    assert found["not_quantized"] == ["lm_head", "model.layers.0.mlp.down_proj"]
+    assert "16 of 18 layers (4 int8)" in outcome.summary
+    quantize(converted / "model", tmp_path / "plain", "int2")
+    assert apart(converted, tmp_path / "own") < apart(converted, tmp_path / "plain")
+    tokens = golden(MODEL).tokens[:24]
+    exact, stored = (mlx.open(tmp_path / "own/model", view).logits(tokens) for view in mlx.VIEWS)
+    assert divergence(exact, stored) < (1e-6 if sys.platform == "linux" else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"model.layers.0.mlp.down_prj": "int8"}, r'no layer is called "model.layers.0.mlp.down_prj"; .*down_proj'),
+        (
+            {"*.down_proj": "int8", "model.layers.1.*": "int6"},
+            r"model.layers.1.mlp.down_proj fits patterns of int6 and int8; name it",
+        ),
+    ],
+)
+def test_layers_that_are_not_there_or_fit_twice(converted: Path, tmp_path: Path, layers: dict[str, str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        quantize(converted / "model", tmp_path / "out", "int4", layers=layers)
 
 
 def test_float32_weights_made_anew_for_each_pass_are_the_same(
@@ -217,6 +270,14 @@ def test_parameters() -> None:
     assert mlx.parameters("int8", {"group_size": 32}, True) == {"group_size": 32}
     with pytest.raises(ValueError, match=r"^group_size: MLX quantizes in groups of 32, 64 or 128, not 48$"):
         mlx.parameters("int4", {"group_size": 48}, False)
+    own = {"method": "mixed-4-6", "layers": {"lm_head": "none"}}
+    assert mlx.parameters("int4", own, False) == {"group_size": 64, **own}
+    with pytest.raises(
+        ValueError, match=r"^method: of MLX's recipes none is static with the scheme int4; there are: mixed-2-6 \(int2\), "
+    ):
+        mlx.parameters("int4", {"method": "static"}, False)
+    with pytest.raises(ValueError, match=r'^layers: MLX has no scheme q8_0 for "lm_head"; it has: int2, .*, int8, none$'):
+        mlx.parameters("int4", {"layers": {"lm_head": "q8_0"}}, False)
 
 
 def test_a_group_size_that_does_not_divide_a_layer_fails(tmp_path: Path) -> None:
