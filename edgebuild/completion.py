@@ -54,7 +54,7 @@ def words(current: str, before: list[str], parsers: dict[str, ArgumentParser]) -
     if before and before[0] in parsers:
         found = _arguments(parsers[before[0]])
     else:
-        tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS) if verb != "choose"]
+        tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS) if verb not in ("reference", "choose")]
         tasks += _planned()
         found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *parsers, *DOIT, *tasks]
     return sorted({word for word in found if word.startswith(current) and word not in before})

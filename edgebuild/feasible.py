@@ -74,7 +74,7 @@ def room(project: Project, found: Forecast) -> Room:
 
 def findings(found: Forecast, here: Room) -> list[Finding]:
     """What cannot or may not pass, certain ones first."""
-    parts = (_refusals(found), _toolchain(found), _weights(found), _gates(found), _memory(found, here), _disks(here))
+    parts = (_refusals(found), _toolchains(found), _weights(found), _gates(found), _memory(found, here), _disks(here))
     return sorted((finding for part in parts for finding in part), key=lambda finding: not finding.certain)
 
 
@@ -157,9 +157,10 @@ def _refusals(found: Forecast) -> Iterator[Finding]:
             yield Finding(subject=step.name, certain=True, message=f"these very measurements were judged already: {step.refused}")
 
 
-def _toolchain(found: Forecast) -> Iterator[Finding]:
-    wanted = found.toolchain
-    if wanted and wanted.will == RUN and offline():
+def _toolchains(found: Forecast) -> Iterator[Finding]:
+    for wanted in found.toolchains if offline() else ():
+        if wanted.will != RUN:
+            continue
         message = f"it is not installed, and nothing may be downloaded ({OFFLINE}=1); with a network: edgebuild toolchain install {wanted.name}"
         yield Finding(subject=f"toolchain:{wanted.name}", certain=True, message=message)
 

@@ -19,7 +19,7 @@ from edgebuild.explain import State, explain
 from edgebuild.facts import facts_of
 from edgebuild.fresh import read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.project import Project
-from edgebuild.reference import GOLDEN, fits, memory_of
+from edgebuild.reference import GOLDEN, IMPORTED, fits, memory_of
 from edgebuild.resources import memory
 from edgebuild.step import Step
 
@@ -68,7 +68,6 @@ class Choice:
     copies: int  # of the weights in the bundle
     archived: bool
     held: bool  # a conversion is run, to be held against its source
-    referenced: bool = False  # the source is run by transformers too, beside it
     gates: Mapping[str, Mapping[str, Any]]
     not_measured: str
     weights_limit: int | None
@@ -86,7 +85,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provision:
-    """The toolchain in whose environment a target's framework steps run. `will`: make it, or nothing: it is there or not needed."""
+    """A toolchain in whose environment framework steps of a target run. `will`: make it, or nothing: it is there or not needed."""
 
     name: str
     installed: bool
@@ -98,7 +97,7 @@ class Provision:
 class Forecast:
     """`facts` are None where the source is not here yet, or is refused: `unknown` says why, `refused` that nothing can be built.
 
-    `toolchain` is None where framework steps run in this Python.
+    `toolchains` are those of the framework steps that do not run in this Python.
     """
 
     target: str
@@ -107,7 +106,7 @@ class Forecast:
     unknown: str
     refused: bool
     prospects: list[Prospect]
-    toolchain: Provision | None
+    toolchains: list[Provision]
     baseline: Amount
     candidate: Amount
 
@@ -148,7 +147,7 @@ def forecast(project: Project, target: str) -> Forecast:
         unknown=unknown,
         refused=refused,
         prospects=prospects,
-        toolchain=_provision(project, course),
+        toolchains=list(_provisions(project, course)),
         baseline=sizes["baseline"],
         candidate=sizes["candidate"],
     )
@@ -198,8 +197,7 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         calibrated=bool(rungs) or ("quantize" in steps and "calibration" in steps["quantize"].inputs),
         copies=BUNDLES[params("package")["kind"]].COPIES,
         archived="archive" in steps["package"].outputs,
-        held=held or bool(params("convert")["reference"]),
-        referenced=bool(params("convert")["reference"]),
+        held=held or "reference" in steps,
         gates=params("gate")["gates"],
         not_measured=params("benchmark")["not_measured"],
         weights_limit=params("package")["limits"]["weights"],
@@ -269,20 +267,16 @@ def _made(project: Project, step: Step, will: str, record: Record | None) -> dic
     return dict.fromkeys((*step.outputs.values(), step.receipt))
 
 
-def _provision(project: Project, course: list[tuple[Step, State, str, Record | None]]) -> Provision | None:
+def _provisions(project: Project, course: list[tuple[Step, State, str, Record | None]]) -> Iterator[Provision]:
     """By the locks that the steps' keys hold: an environment is made for the first step that runs in it."""
     wills: dict[str, set[str]] = {}
     for step, _, will, _ in course:
         if label := project.recipes[step.recipe].get("toolchain", {}).get("lock", ""):
             wills.setdefault(label.partition(" ")[0], set()).add(will)
-    lock = toolchain.read(next(iter(wills))) if wills else None
-    if lock is None:
-        return None
-    installed = environment.whole(lock.digest)
-    runs = not wills[lock.name].isdisjoint((RUN, DEPENDS))
-    return Provision(
-        name=lock.name, installed=installed, packages=len(lock.pins), will=RUN if runs and not installed else NOTHING
-    )
+    for lock in filter(None, map(toolchain.read, wills)):
+        installed = environment.whole(lock.digest)
+        will = RUN if not installed and not wills[lock.name].isdisjoint((RUN, DEPENDS)) else NOTHING
+        yield Provision(name=lock.name, installed=installed, packages=len(lock.pins), will=will)
 
 
 # -- how much -----------------------------------------------------------------------------------------------------------
@@ -295,17 +289,17 @@ def _measured(amount: int) -> Amount:
 
 def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tuple[str, str], Amount]:
     """(step's stem, `makes` or `memory`) → an estimate. Of what is not here nothing is said: it is small."""
-    stems = ("convert", "quantize", "choose", "evaluate.baseline", "evaluate", "benchmark", "package")
+    stems = ("reference", "convert", "quantize", "choose", "evaluate.baseline", "evaluate", "benchmark", "package")
     if facts is None:
         nothing = Amount(bytes=None, basis=UNKNOWN, reason=unknown)
         return _corrected(choice, dict.fromkeys(((stem, what) for stem in stems for what in ("makes", "memory")), nothing))
     baseline, candidate = choice.estimates(facts)
     bundle = candidate.artifact * choice.copies
-    reference = memory_of(sum(facts.parameters.values())) if choice.referenced and facts.format == "huggingface" else 0
-    reference = reference if fits(reference, choice.available) else 0
+    source = memory_of(sum(facts.parameters.values()))
     amounts = {
+        ("reference", "memory"): source if fits(source, choice.available) else IMPORTED,  # then it is not run
         ("convert", "makes"): baseline.artifact,
-        ("convert", "memory"): max(baseline.making, baseline.running + reference if choice.held else 0),
+        ("convert", "memory"): max(baseline.making, baseline.running if choice.held else 0),
         ("quantize", "makes"): candidate.artifact,
         ("quantize", "memory"): candidate.making,
         ("choose", "makes"): candidate.artifact,

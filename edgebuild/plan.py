@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgebuild import digest, ladder
+from edgebuild import digest, ladder, reference
 from edgebuild.backend import ModelFacts, Needs
 from edgebuild.backends import BACKENDS
 from edgebuild.bundles import BUNDLES
@@ -29,6 +29,7 @@ _MODEL = ("backend", "samples", "reference", "resources", "importance", "formats
 CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("source", "target", *_FORMATS),
     "assess": ("assess", "backend", *_FORMATS),
+    "reference": ("reference", "backend", "resources", "formats.safetensors", "units"),
     "convert": _MODEL,
     "quantize": _MODEL,
     "choose": ("ladder", "gates", "units"),
@@ -239,15 +240,19 @@ class _Builder:
         runs: bool = False,
         measures: bool = False,
         on_demand: bool = False,
+        needs: Needs | None = None,
     ) -> Step:
-        """`runs`: the step runs a framework, so versions, ISA and environment are in its recipe; `measures`: the machine too."""
+        """`runs`: the step runs a framework, so versions, ISA and environment are in its recipe; `measures`: the machine too.
+
+        `needs`: it runs another one than the target's.
+        """
         name = self.target.name
         folder = f"build/{name}/{verb}{suffix}"
         return Step(
             name=f"{verb}:{name}{suffix}",
             verb=verb,
             target=name,
-            recipe=self.recipe(verb, params, runs=runs, measures=measures),
+            recipe=self.recipe(verb, params, runs=runs, measures=measures, needs=needs),
             inputs=inputs,
             outputs={key: path if "/" in path else f"{folder}/{path}" for key, path in outputs.items()},
             after=after,
@@ -275,7 +280,9 @@ class _Builder:
             on_demand=True,
         )
 
-    def recipe(self, verb: str, params: Mapping[str, Any], *, runs: bool = False, measures: bool = False) -> str:
+    def recipe(
+        self, verb: str, params: Mapping[str, Any], *, runs: bool = False, measures: bool = False, needs: Needs | None = None
+    ) -> str:
         components: dict[str, Any] = {"verb": verb, "params": params}
         modules = list(CODE[verb])
         if verb == "package":
@@ -285,7 +292,8 @@ class _Builder:
         if runs:
             modules += [f"backends.{self.choice.framework}", *READERS.get(self.choice.framework, ())]
             components["backend"] = self.choice.framework
-            components["toolchain"] = self.toolchain
+        if runs or needs:
+            components["toolchain"] = dict(self.around.toolchain(needs)(needs.packages)) if needs else self.toolchain
             components["isa"] = self.around.isa
             components["environment"] = ENVIRONMENT
         if measures:
@@ -299,25 +307,19 @@ class _Builder:
 def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any]], strict: bool) -> list[Step]:
     target, around, files = make.target, make.around, source.files
     task = {"task": target.task}
-    reference = dict(make.versions(("torch", "transformers"))) if target.task == "text-generation" else {}
-    usable = "missing" not in reference.values() and bool(reference)
-
     fetch = _fetch(make, source)
     assess = make.step("assess", files, {"facts": "facts.json"}, {}, (fetch.name,))
     facts = assess.outputs["facts"]
+    ran = _source_run(make, source, assess)
     convert = make.step(
         "convert",
-        {**files, "facts": facts},
+        {**files, "facts": facts, **({"reference": ran.outputs["logits"]} if ran else {})},
         {"model": "model", "report": "report.json"},
-        {
-            **task,
-            "reference": reference if usable else {},
-            **({"shape": {name: list(sizes) for name, sizes in target.shape.items()}} if target.shape else {}),
-        },
-        (assess.name,),
+        {**task, **({"shape": {name: list(sizes) for name, sizes in target.shape.items()}} if target.shape else {})},
+        (ran.name if ran else assess.name,),
         runs=True,
     )
-    steps = [fetch, assess, convert]
+    steps = [fetch, assess, *([ran] if ran else []), convert]
     candidate, reports = convert, {"report/convert": convert.outputs["report"]}
     data = {"data": target.evaluation} if target.evaluation else {}
     baseline = make.step(
@@ -391,6 +393,17 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
     )
     first = steps.index(baseline) + 1
     return [*steps[:first], *rungs, *steps[first:], evidence]
+
+
+def _source_run(make: _Builder, source: Found, assess: Step) -> Step | None:
+    """The source run once by transformers: of a language model whose golden logits do not lie beside it, as far as is known here.
+
+    Whatever framework asks first: of several targets of one model it is one piece of work.
+    """
+    if make.target.task != "text-generation" or source.format != "huggingface" or f"model/{reference.GOLDEN}" in source.files:
+        return None
+    logits = {"logits": "logits.safetensors"}
+    return make.step("reference", source.files, logits, {}, (assess.name,), needs=reference.NEEDS)
 
 
 def _quantize(make: _Builder, convert: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:

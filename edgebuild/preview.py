@@ -37,7 +37,7 @@ def _json(found: Forecast, here: Room, problems: list[Finding], biggest: tuple[i
         "parameters": parameters,
         "unknown": found.unknown,
         "steps": [asdict(step) for step in found.prospects],
-        "toolchain": asdict(found.toolchain) if found.toolchain else None,
+        "toolchains": [asdict(one) for one in found.toolchains],
         "weights": {"baseline": asdict(found.baseline), "candidate": asdict(found.candidate)},
         "room": asdict(here),
         "largest": {"parameters": biggest[0], "binds": biggest[1]} if biggest else None,
@@ -48,9 +48,10 @@ def _json(found: Forecast, here: Room, problems: list[Finding], biggest: tuple[i
 
 def _steps(found: Forecast) -> list[str]:
     lines = [f"{'':<32} {'':<8} {'makes':<14} {'memory':<14}".rstrip()]
-    if found.toolchain and found.toolchain.will == RUN:
-        reason = f"{found.toolchain.packages} packages of its lock, once for you"
-        lines.append(f"{f'toolchain:{found.toolchain.name}':<32} {'run':<8} {'':<14} {'':<14} {reason}")
+    for one in found.toolchains:
+        if one.will == RUN:
+            reason = f"{one.packages} packages of its lock, once for you"
+            lines.append(f"{f'toolchain:{one.name}':<32} {'run':<8} {'':<14} {'':<14} {reason}")
     for step in found.prospects:
         small = step.will in (NOTHING, RESTORE, BLOCKED)
         needs = "" if small else _amount(step.memory)

@@ -1,12 +1,13 @@
 """Every conversion is held against its source before it is used: where the two disagree, the conversion failed.
 
-What the source computes is known from transformers, run here, or from the logits that it gave once, stored beside the
-model (`golden.safetensors`). Formats that their own runtime reads are held by named outputs.
+What the source computes is known from transformers, which a step of its own runs once for all conversions, or from the logits
+that it gave once, stored beside the model (`golden.safetensors`). Formats that their own runtime reads are held by named outputs.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgebuild import resources
-from edgebuild.backend import Session
+from edgebuild.backend import Needs, Session
 from edgebuild.errors import StepFailed
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GOLDEN = "golden.safetensors"
+NEEDS = Needs(lock="reference", packages=("torch", "transformers", "tokenizers", "safetensors", "numpy"))
 # Measured on a 4-layer Phi-3: an honest conversion has a mean KL divergence of 7e-13 against transformers and 5e-7 against
 # logits stored as float16; a rope theta of 500,000 instead of 10,000 has 0.28.
 LIMIT = 1e-3
@@ -40,9 +42,7 @@ SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergrö�
 IMPORTED, ROOM = 250_000_000, 1.15
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
-UNVERIFIED = (
-    f"conversion unverified: torch is not installed (pip install 'edgebuild[reference]') and no {GOLDEN} lies beside the model"
-)
+UNVERIFIED = f"conversion unverified: its source was not run, and no {GOLDEN} lies beside the model"
 WRONG = "the backend computes this model otherwise than transformers does: use another framework"
 STALE = f"the conversion agrees with the source as it is now: {GOLDEN} is of another model, remove or remake it"
 WRONG_OR_STALE = (
@@ -84,6 +84,25 @@ def golden(files: Mapping[str, Path]) -> Golden | None:
     return Golden(tokens=loaded["token_ids"], logits=loaded["logits"], text=text, made_by=made_by)
 
 
+def run(action: Action) -> Outcome:
+    """`reference`: the source run once by transformers. Output `logits`, a safetensors file: int32 token_ids [T] and float32
+    logits [T, V], with `made_by`; neither where it cannot be run on this machine, with the `reason`. Raises StepFailed.
+    """
+    from safetensors.numpy import save_file
+
+    out = action.outputs["logits"]
+    if reason := _unknown_to_transformers(action.inputs) or _too_large(action.inputs):
+        save_file({}, out, metadata={"reason": reason})
+        return Outcome(summary=reason.partition(": ")[2])
+    stored = golden(action.inputs)
+    with tempfile.TemporaryDirectory(prefix="source-", dir=out.parent) as scratch:  # transformers would look for code beside it
+        lay_out(action.inputs, Path(scratch) / "model")
+        tokens, logits = by_transformers(Path(scratch) / "model", stored.tokens if stored else None)
+    made_by = f"transformers {importlib.metadata.version('transformers')}"
+    save_file({"token_ids": tokens, "logits": logits}, out, metadata={"made_by": made_by})
+    return Outcome(summary=f"by {made_by}: logits of {len(tokens)} tokens, for conversions to be held against")
+
+
 def memory_of(parameters: int) -> int:
     """About what transformers takes to run a source of so many parameters, in bytes: all of them in float32."""
     return IMPORTED + 4 * parameters
@@ -115,7 +134,7 @@ def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDAr
     except Exception as error:
         raise StepFailed(
             f"transformers cannot run the source model ({said(error)}), so that nothing can be held against it; "
-            f"mend the source, or convert without torch: then {GOLDEN} alone is compared"
+            f"mend the source, or put {GOLDEN} beside it, which says what it computes"
         ) from error
 
 
@@ -161,20 +180,18 @@ def convert(
 def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
     """Hold a converted language model against every reference there is; the report's JSON.
 
-    `action` is the conversion's: its inputs are the source, its parameter `reference` says whether torch is there.
-    Raises StepFailed where the two disagree, with the figures; `hint` ends that sentence.
+    `action` is the conversion's: its inputs are the source, and what `run` wrote of it. Raises StepFailed where the two disagree, with the figures; `hint` ends that sentence.
     """
     stored = golden(action.inputs)
     if stored is not None:
         _same_tokens(candidate, stored)
     held: list[dict[str, Any]] = []
     missing = ""
-    if action.params.get("reference"):
-        missing = _unknown_to_transformers(action.inputs) or _too_large(action.inputs)
+    if "reference" in action.inputs:
+        said, tensors = _written(action.inputs["reference"])
+        missing = said.get("reason", "")
         if not missing:
-            name = f"transformers {action.params['reference'].get('transformers', '')}".strip()
-            tokens, logits = _run_source(action, stored.tokens if stored else None)
-            held.append(_compare(name, logits, candidate.logits(tokens), hint or WRONG))
+            held.append(_compare(said["made_by"], tensors["logits"], candidate.logits(tensors["token_ids"]), hint or WRONG))
     if stored is not None:
         wrong = hint or (STALE if held else WRONG_OR_STALE)
         held.append(_compare(stored.name, stored.logits, candidate.logits(stored.tokens), wrong))
@@ -365,12 +382,11 @@ def _too_large(files: Mapping[str, Path]) -> str:
     return f"conversion unverified: running the source by transformers takes about {human(needed)} of memory, {free}, and no {GOLDEN} lies beside the model"
 
 
-def _run_source(action: Action, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The source in a folder of its own: transformers would look into the original one for code."""
-    with tempfile.TemporaryDirectory(prefix="source-", dir=action.outputs["model"].parent) as scratch:
-        folder = Path(scratch) / "model"
-        lay_out(action.inputs, folder)
-        return by_transformers(folder, tokens)
+def _written(path: Path) -> tuple[Mapping[str, str], Mapping[str, NDArray[Any]]]:
+    """What `run` wrote: its metadata, and its tensors."""
+    from safetensors.numpy import load_file
+
+    return safetensors.read(str(path)).metadata, load_file(path)
 
 
 def _compare(name: str, reference: NDArray[np.float32], logits: NDArray[np.float32], wrong: str) -> dict[str, Any]:

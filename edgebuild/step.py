@@ -10,7 +10,7 @@ from edgebuild import digest
 
 SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
 ACROSS = "agree"  # in place of a target's name: steps that several targets of one model share; no target is called so
-VERBS = ("fetch", "assess", "convert", "quantize", "choose", "evaluate", "benchmark", "gate", "package")
+VERBS = ("fetch", "assess", "reference", "convert", "quantize", "choose", "evaluate", "benchmark", "gate", "package")
 # What a worker's environment says; it may change an output, so it is in every recipe of a step that runs a framework.
 ENVIRONMENT = {
     "LANG": "C.UTF-8",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DOCS = {
     "fetch": "bring a model's files where they lie elsewhere, list them by content, refuse what carries code",
     "assess": "read what a model is from its headers",
+    "reference": "run the source once by transformers, for every conversion to be held against",
     "convert": "make it runnable in its framework, held against its source",
     "quantize": "make it smaller by the target's scheme",
     "choose": "try recipes until the quality and size gates hold, and take the first that does",

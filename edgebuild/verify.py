@@ -1,7 +1,8 @@
 """`edgebuild verify TARGET`: rebuild it apart, from the sources alone, and compare with what lies in `build/` and `dist/`.
 
 Only steps whose bytes are promised are run: their verdicts and measurements have no part in a bundle. Nothing is taken from
-the store, from the memo or from `build/`; the reports of conversion and packaging hold measured figures and are not compared.
+the store, from the memo or from `build/`; the reports of conversion and packaging, and the logits of the source, hold measured
+figures and are not compared.
 """
 
 import json
@@ -20,8 +21,8 @@ from edgebuild.project import Project
 from edgebuild.run import Builder
 from edgebuild.step import Step
 
-VERBS = ("fetch", "assess", "convert", "quantize", "choose", "package")
-NOT_COMPARED = ("report",)
+VERBS = ("fetch", "assess", "reference", "convert", "quantize", "choose", "package")
+NOT_COMPARED = ("report", "logits")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

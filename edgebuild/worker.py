@@ -85,6 +85,10 @@ def _dispatch(action: Action) -> Outcome:
         from edgebuild import assess
 
         return assess.run(action)
+    if verb == "reference":
+        from edgebuild import reference
+
+        return reference.run(action)
     if verb == "gate":
         from edgebuild import gates
 

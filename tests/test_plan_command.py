@@ -245,7 +245,7 @@ def forecast_with(facts: ModelFacts, choice: Any) -> Forecast:
         unknown="",
         refused=False,
         prospects=[],
-        toolchain=None,
+        toolchains=[],
         baseline=baseline,
         candidate=candidate,
     )

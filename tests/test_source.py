@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from edgebuild import fsck, gc
+from edgebuild import fsck, gc, reference
+from edgebuild.backend import Needs
 from edgebuild.errors import StepFailed
 from edgebuild.forecast import forecast
 from edgebuild.fresh import Fresh
@@ -22,6 +23,7 @@ from edgebuild.run import Builder, Done, sweep
 from edgebuild.target import parse_source
 from edgebuild.verify import verify
 from tests.backends.magika import MAGIKA
+from tests.backends.phi3 import golden
 from tests.conftest import ROOT, TARGET, Lab, perform_here
 from tests.loopback import COMMIT, Loopback, serve
 
@@ -92,9 +94,21 @@ def test_a_repository_is_read_where_the_cache_has_it(lab: Lab, hub: Loopback, tm
     assert "4,196,608 parameters" in run(lab, "assess:one").summary
 
 
-def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback) -> None:
-    for step in ("fetch:one", "assess:one", "convert:one"):
+def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = golden(ROOT / "targets/models/tiny-phi3")
+
+    def by_transformers(model: Path, tokens: object) -> tuple[object, object]:
+        assert not list(model.rglob("*.py"))
+        assert "auto_map" not in (model / "config.json").read_text()
+        return known.tokens, known.logits
+
+    monkeypatch.setattr(reference, "by_transformers", by_transformers)
+    monkeypatch.setattr(reference, "NEEDS", Needs(lock="this interpreter's", packages=("transformers",)))
+    for step in ("fetch:one", "assess:one"):
         assert run(lab, step).outcome == "ran"
+    project = Project()
+    assert Builder(project, Fresh(project), Workers(), perform_here).run(project.steps["reference:one"]).outcome == "ran"
+    assert "held against transformers " in run(lab, "convert:one").summary
     assert not list((lab.root / "build/one/convert").rglob("*.py"))
     assert "auto_map" not in (lab.root / "build/one/convert/model/config.json").read_text()
 

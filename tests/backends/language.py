@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgebuild import reference
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS
@@ -17,7 +18,6 @@ from tests.backends.phi3 import MODEL, inputs
 from tests.journeys.test_examples import BIN, copy_project, doit, outcomes
 
 TEXT = MODEL.parents[1] / "data/eval.txt"
-BY_TORCH = {"torch": "2", "transformers": "5"}
 # As it is published: 3,821,079,552 parameters.
 PHI3_MINI = ModelFacts(
     format="huggingface",
@@ -31,14 +31,18 @@ PHI3_MINI = ModelFacts(
 )
 
 
-def convert(name: str, source: Path, out: Path, versions: Mapping[str, str] | None = None) -> Outcome:
-    """A folder, or one file; `versions`: of the packages that run the source to hold the conversion against."""
+def convert(name: str, source: Path, out: Path, by_torch: bool = False) -> Outcome:
+    """A folder, or one file; `by_torch`: the source is run first, for the conversion to be held against."""
     out.mkdir()
     files = inputs(source) if source.is_dir() else {"model": source}
-    params = {"task": "text-generation", "reference": versions or {}}
+    facts = assess(files)
+    if by_torch:
+        logits = out.with_name(f"{out.name}.logits")
+        reference.run(Action(verb="reference", backend="", params={}, inputs=files, outputs={"logits": logits}))
+        files = {**files, "reference": logits}
     made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb="convert", backend=name, params=params, inputs=files, outputs=made)
-    return BACKENDS[name].convert(action, assess(files))
+    action = Action(verb="convert", backend=name, params={"task": "text-generation"}, inputs=files, outputs=made)
+    return BACKENDS[name].convert(action, facts)
 
 
 def quantize(

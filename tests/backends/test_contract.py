@@ -63,7 +63,7 @@ def make(name: str, place: Path) -> Path:
     facts = assess(files)
     for verb, inputs in (("convert", files), ("quantize", {"model": place / "convert/model"})):
         (place / verb).mkdir()
-        params: dict[str, Any] = {"task": "other", "reference": {}}
+        params: dict[str, Any] = {"task": "other"}
         if verb == "quantize":
             settings = backend.parameters(case.scheme, case.given, case.calibration is not None)
             params = {"task": "other", "scheme": case.scheme, "samples": None, **settings}

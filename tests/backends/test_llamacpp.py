@@ -25,7 +25,7 @@ from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.step import Outcome
 from tests.backends import language
-from tests.backends.language import BY_TORCH, PHI3_MINI, TEXT, random_weights
+from tests.backends.language import PHI3_MINI, TEXT, random_weights
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -184,11 +184,11 @@ def test_a_model_without_a_tokenizer_fails(tmp_path: Path) -> None:
 def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 by transformers; where the golden logits are there, they alone are compared."""
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
-    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", by_torch=True)
     assert outcome.summary.endswith(", unverified")
     reason = report(tmp_path / "out")["reason"]
     assert reason.startswith("conversion unverified: running the source by transformers takes about 267 MB of memory, more than")
-    convert(MODEL, tmp_path / "golden", BY_TORCH)
+    convert(MODEL, tmp_path / "golden", by_torch=True)
     (held,) = report(tmp_path / "golden")["against"]
     assert held["reference"].startswith("golden.safetensors ")
 
@@ -333,7 +333,7 @@ def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> N
     rope = {"rope_type": "default", "rope_theta": 500_000.0}
     source = tmp_path / "source"
     random_weights(source, kind, {"head_dim": 64, "rope_parameters": rope, **more})
-    convert(source, tmp_path / "out", BY_TORCH)
+    convert(source, tmp_path / "out", by_torch=True)
     (held,) = report(tmp_path / "out")["against"]
     assert held["kl_mean"] < 1e-3
     outcome = quantize(tmp_path / "out/model", tmp_path / "q4_k_m", "q4_k_m", TEXT)

@@ -22,7 +22,7 @@ from edgebuild.backends import mlx
 from edgebuild.errors import BadInput, StepFailed
 from edgebuild.step import Outcome
 from tests.backends import language
-from tests.backends.language import BY_TORCH, permute
+from tests.backends.language import permute
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -37,6 +37,7 @@ from tests.backends.phi3 import (
     needs_torch,
     report,
 )
+from tests.journeys.test_examples import copy_project, doit, outcomes
 
 
 def edit_golden(folder: Path, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
@@ -300,10 +301,7 @@ def test_without_a_reference_the_report_says_so(tmp_path: Path) -> None:
     assert outcome.summary == "bf16, 4,196,608 parameters, unverified"
     found = report(tmp_path / "out")
     assert found["verified"] is False
-    assert found["reason"] == (
-        "conversion unverified: torch is not installed (pip install 'edgebuild[reference]') "
-        "and no golden.safetensors lies beside the model"
-    )
+    assert found["reason"] == ("conversion unverified: its source was not run, and no golden.safetensors lies beside the model")
 
 
 @pytest.mark.parametrize(
@@ -356,4 +354,23 @@ def test_golden_logits_of_another_model_are_told_from_a_wrong_conversion(tmp_pat
     source = copied(tmp_path / "source")
     edit_weights(source, permute)
     with pytest.raises(StepFailed, match=r"agrees with the source as it is now: golden.safetensors is of another model"):
-        convert(source, tmp_path / "out", BY_TORCH)
+        convert(source, tmp_path / "out", by_torch=True)
+
+
+@needs_torch
+def test_the_source_is_run_once_for_several_targets(tmp_path: Path) -> None:
+    """Through doit; what is left out of the reference is left out of no gate."""
+    folder = copy_project(tmp_path / "project", "ios-phi3")
+    (folder / "targets/models/tiny-phi3/golden.safetensors").unlink()
+    other = (folder / "targets/ios-phi3.yaml").read_text().replace("evaluate:", "quantize: {scheme: int8}\nevaluate:")
+    (folder / "targets/other.yaml").write_text(other)
+    done = doit(folder, "convert:ios-phi3", "convert:other")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"reference:ios-phi3 +ran .* by transformers 5[.0-9]+: logits of 64 tokens", done.stdout)
+    assert {name: outcome for name, outcome in outcomes(folder).items() if name.startswith(("reference", "convert"))} == {
+        "reference:ios-phi3": "ran",
+        "convert:ios-phi3": "ran",
+        "reference:other": "restored",
+        "convert:other": "restored",
+    }
+    assert re.search(r"convert:ios-phi3 +ran .* held against transformers 5[.0-9]+: KL ", done.stdout)

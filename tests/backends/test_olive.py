@@ -25,7 +25,7 @@ CALIBRATION = ROOT / "targets/data/digits-calibration.npz"
 def run(verb: str, out: Path, files: Mapping[str, Path], facts: ModelFacts, **params: Any) -> Outcome:
     out.mkdir()
     made = {"model": out / "model", "report": out / "report.json"}
-    action = Action(verb=verb, backend="olive", params={"task": "other", "reference": {}, **params}, inputs=files, outputs=made)
+    action = Action(verb=verb, backend="olive", params={"task": "other", **params}, inputs=files, outputs=made)
     return (olive.convert if verb == "convert" else olive.quantize)(action, facts)
 
 

@@ -21,7 +21,7 @@ from edgebuild.backends import onnxruntime, onnxruntime_lm
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import BadInput, StepFailed
 from tests.backends import language
-from tests.backends.language import BY_TORCH, random_weights
+from tests.backends.language import random_weights
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -44,7 +44,7 @@ logits = partial(language.logits, "onnxruntime")
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("onnxruntime-lm") / "converted"
-    convert(MODEL, out, BY_TORCH)
+    convert(MODEL, out, by_torch=True)
     return out
 
 
@@ -184,7 +184,7 @@ def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> N
     if kind == "Qwen2":  # is read by the class of its own, whatever the files say
         byte_level(source)
     assert onnxruntime.refuse(assess(inputs(source)), {"scheme": "int4", "group_size": 64}) == ""
-    convert(source, tmp_path / "out", BY_TORCH)
+    convert(source, tmp_path / "out", by_torch=True)
     (held,) = report(tmp_path / "out")["against"]
     assert held["kl_mean"] < 1e-6
     quantize(tmp_path / "out/model", tmp_path / "int4")
@@ -217,7 +217,7 @@ def test_a_text_that_is_longer_than_the_window_of_a_layer(tmp_path: Path, kind: 
 
     source = tmp_path / "source"
     random_weights(source, kind, WINDOWS[kind])
-    convert(source, tmp_path / "out", BY_TORCH)
+    convert(source, tmp_path / "out", by_torch=True)
     tokens = ((np.arange(100) * 7919 + 11) % 2000 + 5).astype(np.int32)
     _, exact = reference.by_transformers(source, tokens)
     assert divergence(exact, logits(tmp_path / "out", tokens)) < 1e-6
@@ -232,7 +232,7 @@ def test_a_text_that_is_longer_than_the_window_of_a_layer(tmp_path: Path, kind: 
 def test_a_text_as_long_as_the_context(tmp_path: Path) -> None:
     source = tmp_path / "source"
     random_weights(source, "Llama", {"max_position_embeddings": 64})
-    convert(source, tmp_path / "out", BY_TORCH)
+    convert(source, tmp_path / "out", by_torch=True)
     assert logits(tmp_path / "out", np.arange(64, dtype=np.int32)).shape == (64, 2048)
 
 

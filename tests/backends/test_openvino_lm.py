@@ -21,7 +21,7 @@ from edgebuild.backends import openvino, openvino_ir, openvino_lm
 from edgebuild.errors import StepFailed
 from edgebuild.step import Outcome
 from tests.backends import language
-from tests.backends.language import BY_TORCH, PHI3_MINI, TEXT
+from tests.backends.language import PHI3_MINI, TEXT
 from tests.backends.phi3 import (
     MODEL,
     contents,
@@ -49,7 +49,7 @@ def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = Non
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("openvino-lm") / "converted"
-    convert(MODEL, out, BY_TORCH)
+    convert(MODEL, out, by_torch=True)
     return out
 
 
@@ -140,7 +140,7 @@ def test_a_tokenizer_that_was_not_converted_is_told(tmp_path: Path, monkeypatch:
 @needs_openvino_lm
 def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
-    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", BY_TORCH)
+    outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", by_torch=True)
     assert outcome.summary.endswith(", unverified")
     assert report(tmp_path / "out")["reason"].startswith("conversion unverified: running the source by transformers takes about")
 

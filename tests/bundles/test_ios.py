@@ -163,9 +163,7 @@ def test_the_example_model_runs_from_the_bundle(tmp_path: Path) -> None:
         name: {"model": tmp_path / name / "model", "report": tmp_path / name / "report"} for name in ("convert", "quantize")
     }
     task = {"task": "text-generation"}
-    mlx.convert(
-        Action(verb="convert", backend="mlx", params={**task, "reference": {}}, inputs=roles, outputs=outputs["convert"]), facts
-    )
+    mlx.convert(Action(verb="convert", backend="mlx", params=task, inputs=roles, outputs=outputs["convert"]), facts)
     quantize = Action(
         verb="quantize",
         backend="mlx",

@@ -664,7 +664,7 @@ def _in_worker(files: Mapping[str, str]) -> list[str]:
         record = {
             "verb": verb,
             "backend": backend,
-            "params": {"task": "other", "reference": {}} if verb == "convert" else {},
+            "params": {"task": "other"} if verb == "convert" else {},
             "root": os.getcwd(),
             "inputs": inputs,
         }
