@@ -153,47 +153,7 @@ def test_rows_that_a_group_does_not_divide(tmp_path: Path) -> None:
     assert divergence(exact, coarse) < divergence(exact, exact[:, ::-1]) / 10
 
 
-# -- other architectures --------------------------------------------------------------------------------------------------
-OTHERS: dict[str, dict[str, Any]] = {
-    "Llama": {},
-    "Qwen2": {"tie_word_embeddings": True},
-    "Qwen3": {"head_dim": 64},
-    "Gemma2": {"head_dim": 64},
-    "Mistral": {},
-}
-
-
-def byte_level(source: Path) -> None:
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import Qwen2Tokenizer
-
-    for path in source.glob("token*"):
-        path.unlink()
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(["the small boat left the harbour"] * 3, vocab_size=300)
-    model = json.loads(trained._tokenizer.to_str())["model"]
-    Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]).save_pretrained(source)
-
-
-@needs_onnxruntime_lm
-@pytest.mark.parametrize("kind", sorted(OTHERS))
-def test_other_architectures_with_random_weights(tmp_path: Path, kind: str) -> None:
-    """Grouped heads, another rope theta, tied embeddings; held against transformers."""
-    source = tmp_path / "source"
-    random_weights(source, kind, {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}, **OTHERS[kind]})
-    if kind == "Qwen2":  # is read by the class of its own, whatever the files say
-        byte_level(source)
-    assert onnxruntime.refuse(assess(inputs(source)), {"scheme": "int4", "group_size": 64}) == ""
-    convert(source, tmp_path / "out", by_torch=True)
-    (held,) = report(tmp_path / "out")["against"]
-    assert held["kl_mean"] < 1e-6
-    quantize(tmp_path / "out/model", tmp_path / "int4")
-    assert report(tmp_path / "int4")["not_quantized"] == []
-    exact, coarse = logits(tmp_path / "out", TOKENS), logits(tmp_path / "int4", TOKENS)
-    assert np.isfinite(coarse).all()
-    assert divergence(exact, coarse) < divergence(exact, exact[:, ::-1]) / 2
-
-
+# -- windows and contexts -------------------------------------------------------------------------------------------------
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
