@@ -537,16 +537,16 @@ def test_plan_says_when_a_toolchain_is_made(packages: Index, fake: Lab) -> None:
         return found
 
     expected = {"name": "fake", "installed": False, "packages": 1, "will": "run"}
-    assert planned()["toolchain"] == expected
+    assert planned()["toolchains"] == [expected]
     offline = planned(status=1, EDGEBUILD_OFFLINE="1")
     assert [finding["subject"] for finding in offline["findings"]] == ["toolchain:fake"]
     assert "toolchain:fake                   run" in packages.run("plan", "one", cwd=fake.root).stdout
     packages.run(cwd=fake.root)
-    assert planned()["toolchain"] == {**expected, "installed": True, "will": "nothing"}
+    assert planned()["toolchains"] == [{**expected, "installed": True, "will": "nothing"}]
     packages.run("toolchain", "remove", "fake")
-    assert planned()["toolchain"] == {**expected, "will": "nothing"}  # all is fresh
+    assert planned()["toolchains"] == [{**expected, "will": "nothing"}]  # all is fresh
     shutil.rmtree(fake.root / "build")
-    assert planned()["toolchain"] == {**expected, "will": "nothing"}  # all is restored
+    assert planned()["toolchains"] == [{**expected, "will": "nothing"}]  # all is restored
     assert packages.made() == []
 
 
