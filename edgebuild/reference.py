@@ -180,7 +180,8 @@ def convert(
 def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
     """Hold a converted language model against every reference there is; the report's JSON.
 
-    `action` is the conversion's: its inputs are the source, and what `run` wrote of it. Raises StepFailed where the two disagree, with the figures; `hint` ends that sentence.
+    `action` is the conversion's: its inputs are the source, and what `run` wrote of it. Raises StepFailed where the two
+    disagree, with the figures; `hint` ends that sentence.
     """
     stored = golden(action.inputs)
     if stored is not None:

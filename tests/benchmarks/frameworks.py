@@ -5,8 +5,7 @@
 The repository's two models, and an ONNX model of `--megabytes` made on the fly. Each convert and quantize step is run by
 edgebuild, from its key to its receipt, and its action by a script in a process of its own, in turn. Both start an interpreter
 and import the framework; what a worker's start takes, edgebuild's fsyncs, and one sha256 of what the step made, by which the store
-knows it, are stated apart. Exits 1 where the steps of the large model take more than 1.05 × the script, those two aside. The
-small ones show the fixed cost.
+knows it, are stated apart. Exits 1 where the steps of the large model take more than 1.05 × the script, fsyncs aside and that sha256 counted. The small ones show the fixed cost.
 """
 
 import argparse
@@ -163,9 +162,9 @@ def compare(figures: Figures, bench: Bench, step: Step, runs: int) -> None:
         scripts.append(bench.script(step))
     ours, plain, digest = middle(steps), middle(scripts), median(hashes)
     beside = f"{ours.seconds:.2f} : {plain.seconds:.2f} s, and {median(syncs):.2f} s in fsync; "
-    beside += f"of processors {ours.processor:.2f} : {plain.processor:.2f} s; with one sha256, {digest:.2f} s, × {ours.seconds / plain.seconds:.3f}"
-    ratio = (ours.seconds - digest) / plain.seconds
-    figures.state(f"{step.name} : script", ratio, "×", 1.05 if step.target == "large" else None, beside)
+    beside += f"of processors {ours.processor:.2f} : {plain.processor:.2f} s, × {ours.processor / plain.processor:.3f}; "
+    beside += f"beyond one sha256, {digest:.2f} s, × {(ours.seconds - digest) / plain.seconds:.3f}"
+    figures.state(f"{step.name} : script", ours.seconds / plain.seconds, "×", 1.05 if step.target == "large" else None, beside)
 
 
 if __name__ == "__main__":
