@@ -5,7 +5,8 @@
 The repository's two models, and an ONNX model of `--megabytes` made on the fly. Each convert and quantize step is run by
 edgebuild, from its key to its receipt, and its action by a script in a process of its own, in turn. Both start an interpreter
 and import the framework; what a worker's start takes, edgebuild's fsyncs, and one sha256 of what the step made, by which the store
-knows it, are stated apart. Exits 1 where the steps of the large model take more than 1.05 × the script, fsyncs aside and that sha256 counted. The small ones show the fixed cost.
+knows it, are stated apart. Exits 1 where the steps of the large model take more than 1.05 × the script, fsyncs aside and that
+sha256 counted. The small ones show the fixed cost.
 """
 
 import argparse
