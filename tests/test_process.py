@@ -54,3 +54,18 @@ def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> N
     worker.stdin.close()
     assert (worker.stderr.read(), worker.wait(timeout=60)) == (b"", INTERRUPTED)
     worker.stderr.close()
+
+
+def test_the_allocator_is_left_alone_where_a_measurement_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgebuild import process
+
+    seen: list[dict[str, str]] = []
+
+    def begin(self: object, words: object, *, env: dict[str, str], **how: object) -> None:
+        seen.append(env)
+
+    monkeypatch.setattr(process.Workers, "_begin", begin)
+    for verb in ("convert", "benchmark"):
+        process.Workers()._start({"verb": verb}, "record.json", str(tmp_path), None, sys.executable)
+    assert process.ALLOCATOR.items() <= seen[0].items()
+    assert not process.ALLOCATOR.keys() & seen[1].keys()
