@@ -51,11 +51,15 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """About what a model will take, in bytes: its artifact; memory (RssAnon) at the peak of making it, and of running it."""
+    """About what a model will take, in bytes: its artifact; memory (RssAnon) at the peak of making it, and of running it.
+
+    `holding`: of running it once, to hold it against its source, where that takes less.
+    """
 
     artifact: int
     making: int
     running: int
+    holding: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

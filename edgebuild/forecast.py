@@ -294,12 +294,13 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
         nothing = Amount(bytes=None, basis=UNKNOWN, reason=unknown)
         return _corrected(choice, dict.fromkeys(((stem, what) for stem in stems for what in ("makes", "memory")), nothing))
     baseline, candidate = choice.estimates(facts)
+    holding = baseline.running if baseline.holding is None else baseline.holding
     bundle = candidate.artifact * choice.copies
     source = memory_of(sum(facts.parameters.values()))
     amounts = {
         ("reference", "memory"): source if fits(source, choice.available) else IMPORTED,  # then it is not run
         ("convert", "makes"): baseline.artifact,
-        ("convert", "memory"): max(baseline.making, baseline.running if choice.held else 0),
+        ("convert", "memory"): max(baseline.making, holding if choice.held else 0),
         ("quantize", "makes"): candidate.artifact,
         ("quantize", "memory"): candidate.making,
         ("choose", "makes"): candidate.artifact,

@@ -86,8 +86,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     MLX quantizes every matrix, embeddings too; norms stay. Memory of making, fitted on Phi-3 of 0.004 to 3.8 billion parameters
     (up to 1.24 times what was measured): it is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
     quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
-    `_in_float32` keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the headers that
-    are known here: it is left out, so that a part of a model in other bits is not seen.
+    `_in_float32` keeps them, else the largest tensor twice; and a window's logits. Of being held: no weights stay, whatever the
+    model's size. What `layers` names is not in the headers that are known here: a part of a model in other bits is not seen.
     """
     from edgebuild import samples
 
@@ -102,9 +102,14 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
         )
         making = 12 * facts.largest
     floats = 4 * count if _kept(4 * count, available) else 8 * facts.largest
-    running = IMPORTED + int(weights) + floats + 24 * samples.WINDOW * (facts.vocabulary or 0)
+    logits = 24 * samples.WINDOW * (facts.vocabulary or 0)
     making += IMPORTED + int(min(weights, SHARD))
-    return Estimate(artifact=int(weights) + facts.tokenizer, making=making, running=running)
+    return Estimate(
+        artifact=int(weights) + facts.tokenizer,
+        making=making,
+        running=IMPORTED + int(weights) + floats + logits,
+        holding=IMPORTED + 12 * facts.largest + logits,
+    )
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
@@ -122,7 +127,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
             mlx_lm.convert(hf_path=str(staged), mlx_path=str(out))
         _tidy(out, staged / "tokenizer_config.json")
         with _mlx("load its own conversion"):
-            session = open(out)
+            session = MlxSession(out, keep=False)
         reference.same_tokenizer(session, staged)
         report = reference.hold(session, action, _longrope(config))
         session.close()
@@ -236,11 +241,14 @@ def open(model: Path, view: str = "") -> MlxSession:
 
 
 class MlxSession:
-    """A language model and its tokenizer, on the CPU where MLX has no Metal. Weights are read when they are first used."""
+    """A language model and its tokenizer, on the CPU where MLX has no Metal. Weights are read when they are first used.
+
+    Dequantized, it keeps float32 weights between passes where memory has room for twice as many, or not: `keep`.
+    """
 
     inputs: Sequence[Mapping[str, Any]] = ()
 
-    def __init__(self, model: Path, view: str) -> None:
+    def __init__(self, model: Path, view: str = next(iter(VIEWS)), keep: bool | None = None) -> None:
         if view not in VIEWS:
             raise StepFailed(f'mlx has no view "{view}"; it has: {", ".join(VIEWS)}')
         _start()
@@ -252,7 +260,7 @@ class MlxSession:
             self._model, config = load_model(model, lazy=True, trust_remote_code=False)
             self._tokenizer = reference.tokenizer(model)
             if view == "dequantized":
-                _in_float32(self._model)
+                _in_float32(self._model, keep, lambda: load_model(model, lazy=True, trust_remote_code=False)[0])
                 # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
                 self._model.update(tree_map(_float32, self._model.parameters()))
                 self._model = dequantize_model(self._model)  # what is left: mixtures of experts
@@ -435,10 +443,11 @@ def _kept(floats: int, available: int) -> bool:
     return 2 * floats < available
 
 
-def _in_float32(model: Any) -> None:
+def _in_float32(model: Any, keep: bool | None, again: Callable[[], Any]) -> None:
     """Have the layers that hold nearly all weights compute in float32, from weights as stored.
 
-    Float32 weights are kept where memory has room for twice as many, else made anew for each pass, a layer at a time. On
+    Float32 weights are kept (`keep`; None: where memory has room for twice as many), else made anew for each pass, a layer at
+    a time, and those as stored let go once they multiplied: the next pass reads them from the model that `again` gives. On
     Linux numpy multiplies: mlx-cpu's wheels hold the reference BLAS, with 2 billion operations a second where OpenBLAS has 20.
     """
     import mlx.core as mx
@@ -448,27 +457,34 @@ def _in_float32(model: Any) -> None:
     from mlx.utils import tree_unflatten
 
     class Float32(nn.Module):  # type: ignore[misc]
-        """A linear layer or an embedding: the first multiplies, the second looks rows up."""
+        """A linear layer or an embedding: the first multiplies, the second looks rows up. One of `stored` and `kept` is there."""
 
-        def __init__(self, layer: Any, keep: bool) -> None:
+        def __init__(self, layer: Any) -> None:
             super().__init__()
-            for name, value in (("_layer", layer), ("_keep", keep), ("_kept", None)):
+            self._set(stored=layer, kept=None, rows=isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)))
+
+        def _set(self, **values: Any) -> None:
+            for name, value in values.items():
                 object.__setattr__(self, name, value)  # beside the dict that a module is: no parameters, no modules of the model
 
         def __call__(self, x: Any) -> Any:
-            if isinstance(self._layer, (nn.Embedding, nn.QuantizedEmbedding)):
-                return self._rows(x)
-            y = self.as_linear(x)
-            return y + _float32(self._layer.bias) if "bias" in self._layer else y
+            return self._weight(x) if self.rows else self.as_linear(x)
 
         def as_linear(self, x: Any) -> Any:
-            weight = self._rows(...) if self._kept is None else self._kept
-            if self._keep:
-                object.__setattr__(self, "_kept", weight)
-            return mx.array(np.asarray(x) @ np.asarray(weight).T) if _LINUX else x @ weight.T
+            weight = self._weight(...)
+            bias = _float32(self.stored.bias) if self.stored is not None and "bias" in self.stored else None
+            self._set(stored=self.stored if keep else None, kept=weight if keep else None)
+            y = mx.array(np.asarray(x) @ np.asarray(weight).T) if _LINUX else x @ weight.T
+            return y if bias is None else y + bias
 
-        def _rows(self, which: Any) -> Any:
-            layer = self._layer
+        def _weight(self, which: Any) -> Any:
+            if self.kept is not None:
+                return self.kept[which]
+            if self.stored is None:
+                modules = dict(again().named_modules())
+                for name, one in layers.items():
+                    one._set(stored=modules[name] if one.stored is None else one.stored)
+            layer = self.stored
             if "scales" not in layer:
                 return _float32(layer.weight[which])
             scales, biases = (
@@ -477,10 +493,11 @@ def _in_float32(model: Any) -> None:
             return mx.dequantize(layer.weight[which], scales, biases, layer.group_size, layer.bits, layer.mode)  # type: ignore[arg-type]
 
     kinds = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
-    layers = [(name, module) for name, module in model.named_modules() if type(module) in kinds]
-    size = sum(4 * layer.weight.size * (32 // layer.bits if "scales" in layer else 1) for _, layer in layers)
-    keep = _kept(size, psutil.virtual_memory().available)
-    model.update_modules(tree_unflatten([(name, Float32(layer, keep)) for name, layer in layers]))
+    layers = {name: Float32(module) for name, module in model.named_modules() if type(module) in kinds}
+    size = sum(4 * one.stored.weight.size * (32 // one.stored.bits if "scales" in one.stored else 1) for one in layers.values())
+    if keep is None:
+        keep = _kept(size, psutil.virtual_memory().available)
+    model.update_modules(tree_unflatten(list(layers.items())))
 
 
 def _float32(value: Any) -> Any:

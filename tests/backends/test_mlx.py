@@ -150,7 +150,9 @@ def test_float32_weights_made_anew_for_each_pass_are_the_same(
     quantize(converted / "model", tmp_path / "out", "int4")
     kept = mlx.open(tmp_path / "out/model").logits(TOKENS)
     monkeypatch.setattr("psutil.virtual_memory", lambda: argparse.Namespace(available=0))
-    np.testing.assert_array_equal(mlx.open(tmp_path / "out/model").logits(TOKENS), kept)
+    session = mlx.open(tmp_path / "out/model")
+    for _ in range(2):  # the second pass reads anew what the first let go
+        np.testing.assert_array_equal(session.logits(TOKENS), kept)
 
 
 def test_what_a_session_runs_in(converted: Path) -> None:
