@@ -127,7 +127,10 @@ def read_whole(path: str) -> bytes:
 def make_folder(path: str) -> None:
     """A folder, and those that it lies in, where it is not there yet: most often it is. Raises OSError."""
     if not os.path.isdir(path):
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.mkdir(path)
+        except (FileNotFoundError, FileExistsError):
+            os.makedirs(path, exist_ok=True)
 
 
 def rename_over(path: str, target: str) -> None:
@@ -143,17 +146,21 @@ def write_whole(path: str, data: bytes) -> None:
     """Write a small file whole: temporary name, rename. Not fsynced: receipts and memos may be lost, never torn unseen."""
     folder = os.path.dirname(path)
     temporary = f"{folder}/.tmp-{mine()}-{os.urandom(6).hex()}"
-    how_open = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         try:
-            handle = os.open(temporary, how_open, 0o600)
+            write_new(temporary, data)
         except FileNotFoundError:
             os.makedirs(folder, exist_ok=True)
-            handle = os.open(temporary, how_open, 0o600)
-        with open(handle, "wb") as file:  # buffered: it writes on where the system takes a part
-            os.fchmod(handle, 0o644)  # whatever the umask says
-            file.write(data)
+            write_new(temporary, data)
         rename_over(temporary, path)
     except BaseException:
         remove_tree(temporary)
         raise
+
+
+def write_new(path: str, data: bytes) -> None:
+    """Write a small file where there is none, without a rename: whoever kills us meanwhile leaves it torn. Raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(handle, "wb") as file:  # buffered: it writes on where the system takes a part
+        os.fchmod(handle, 0o644)  # whatever the umask says
+        file.write(data)

@@ -6,14 +6,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgebuild import ladder, machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, Refused, StepFailed, disk
 from edgebuild.explain import why
-from edgebuild.files import locked, remove_tree, user_cache, write_whole
+from edgebuild.files import locked, make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
 from edgebuild.memo import parts
 from edgebuild.noop import STATE, Signature, signature
@@ -296,24 +296,34 @@ class Builder:
     def _deliver(self, step: Step, record: Record, before: Receipt | None) -> None:
         """Put the outputs in place, then the receipt that says so; what an earlier run had put elsewhere goes.
 
-        Where no receipt lists these paths yet, one without a key does so first: only what a receipt lists is ever removed,
-        and outputs that we are killed behind must go with their target like any other.
+        Only what a receipt lists is ever removed, and outputs that we are killed behind must go with their target like any
+        other: where there is no receipt yet, it stands under the name of one begun meanwhile; where one lists other paths, one
+        without a key takes its place.
         """
         store, memo = self.project.store, self.project.memo
+        receipt, begun = receipt_of(step, record), _begun(step.receipt)
         paths = set(step.outputs.values())
-        earlier = {path for path, _ in before.outputs.values()} if before else set()
+        earlier = {path for path, _ in before.outputs.values()} if before else _listed(begun)
         for path in sorted(earlier - paths):
             if _ours(path, step.receipt):
                 store.remove(path)
-        if earlier != paths:
-            _receipt(step, Receipt(key="", outputs={name: (path, "") for name, path in step.outputs.items()}))
+        if before is None:
+            try:  # torn, it is none; and then nothing was delivered yet
+                make_folder(os.path.dirname(begun))
+                write_new(begun, receipt_bytes(receipt))
+            except FileExistsError:
+                write_whole(begun, receipt_bytes(receipt))
+        elif earlier != paths:
+            write_whole(step.receipt, receipt_bytes(replace(receipt, key="")))
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
                 store.materialise(artifact, path, link=not path.startswith("dist/"))
             memo.forget(path)
-        receipt = receipt_of(step, record)
-        _receipt(step, receipt)
+        if before is None:
+            rename_over(begun, step.receipt)
+        else:
+            write_whole(step.receipt, receipt_bytes(receipt))
         self._made[step.name] = dict(receipt.outputs.values())
         memo.forget(step.receipt)
 
@@ -354,22 +364,27 @@ def _seen(step: Step) -> dict[str, Signature | None]:
     return {part: one and [one[0], *one[2:]] for part, one in found.items()}
 
 
-def _receipt(step: Step, receipt: Receipt) -> None:
-    write_whole(step.receipt, receipt_bytes(receipt))
-
-
 def withdraw(project: Project, receipt: str, *planned: str) -> None:
     """Remove what a receipt lists, and what its step is `planned` to make (the receipt may be damaged), then the receipt.
 
     Only paths where that step's outputs lie are ever removed. Raises OSError where one cannot be: then the receipt stays, and
     the next build tries again.
     """
-    found = read_receipt(receipt)
-    listed = [path for path, _ in found.outputs.values()] if found else []
-    for path in sorted({*planned, *listed}):
+    for path in sorted({*planned, *_listed(receipt), *_listed(_begun(receipt))}):
         if _ours(path, receipt):
             project.store.remove(path)
     project.store.remove(receipt)
+    project.store.remove(_begun(receipt))
+
+
+def _begun(receipt: str) -> str:
+    """Where a receipt stands while what it lists is delivered."""
+    return receipt.removesuffix(".json") + ".begun"
+
+
+def _listed(receipt: str) -> set[str]:
+    found = read_receipt(receipt)
+    return {path for path, _ in found.outputs.values()} if found else set()
 
 
 def clean(project: Project, step: Step) -> None:
@@ -394,8 +409,9 @@ def sweep(project: Project) -> dict[str, str]:
         if any(target == name or target.startswith(f"{name}-") for name in project.problems):
             continue  # it cannot be planned today, or is one of a file's that cannot be read; what it made stays
         for name in _names(f"build/{target}"):
-            path = f"build/{target}/{name}"
-            if name.endswith(".json") and name != "evidence.json" and path not in known:
+            stem, ending = os.path.splitext(name)
+            path = f"build/{target}/{stem}.json"
+            if ending in (".json", ".begun") and name != "evidence.json" and path not in known:
                 try:
                     withdraw(project, path)
                 except OSError as error:

@@ -56,8 +56,9 @@ class Tasks:
         self.journal = Journal()
         self.config = {
             "default_tasks": ["build"],
-            "backend": "sqlite3",
-            "dep_file": ":memory:",  # nothing of doit's own is kept: there is nothing to lose or to go stale
+            "backend": "json",  # nothing of doit's own is kept: there is nothing to lose or to go stale
+            "dep_file": os.devnull,
+            "codec_cls": _Nothing,
             "par_type": "thread",
             "continue": True,  # a target that fails leaves the others alone
             "verbosity": 2,
@@ -280,6 +281,18 @@ class _Call:
 
     def __call__(self) -> Any:
         return self._function(*self._given)
+
+
+class _Nothing:
+    """doit's codec protocol (doit/dependency.py, JSONCodec), of a database that holds nothing. Its SQLite is asked by a query a task."""
+
+    @staticmethod
+    def encode(data: object) -> str:
+        return ""
+
+    @staticmethod
+    def decode(data: str) -> dict[str, Any]:
+        return {}
 
 
 class _Reporter:
