@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
 from edgebuild.files import read_whole, sealed, write_whole
-from edgebuild.memo import parts
+from edgebuild.memo import signatures
 from edgebuild.noop import NOTE, TICK, Signature, racy, recall, signature
 from edgebuild.project import Project
 from edgebuild.step import SOURCES, Step
@@ -143,5 +143,5 @@ def _signatures(project: Project, steps: list[Step]) -> dict[str, Signature | No
     for step in steps:
         for path in (step.receipt, *step.inputs.values(), *step.outputs.values()):
             if path not in seen:
-                seen |= {part: signature(part) for part in parts(path)}
+                seen.update(signatures(path))
     return seen

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from edgebuild import digest
 from edgebuild.files import sealed, unsealed, write_whole
-from edgebuild.noop import STATE, Signature, racy
+from edgebuild.noop import STATE, Signature, racy, signature
 from edgebuild.step import SOURCES
 
 MEMO = f"{STATE}/memo.json"
@@ -92,7 +92,7 @@ class Memo:
 
     def doubt(self, path: str) -> None:
         """Hash what lies at and below `path` anew when it is next asked for, whatever its stat says."""
-        for part in parts(path):
+        for part, _ in signatures(path):
             if os.path.exists(part):
                 found = os.stat(part)
                 self._known.pop(f"{found.st_dev}:{found.st_ino}", None)
@@ -163,13 +163,14 @@ class Memo:
         self._changed = True
 
 
-def parts(path: str) -> Iterator[str]:
-    """A path and, for a directory, every directory and file below it: all that its digest depends on."""
-    yield path
-    if os.path.isdir(path):
-        with os.scandir(path) as found:
-            for entry in found:
+def signatures(path: str) -> Iterator[tuple[str, Signature | None]]:
+    """A path and, for a directory, every directory and file below it, each with its signature: all that its digest depends on."""
+    found = signature(path)
+    yield path, found
+    if found and stat.S_ISDIR(found[4]):
+        with os.scandir(path) as entries:
+            for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    yield from parts(entry.path)
+                    yield from signatures(entry.path)
                 else:
-                    yield entry.path
+                    yield entry.path, signature(entry.path)

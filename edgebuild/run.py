@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,8 +16,8 @@ from edgebuild.errors import InputChanged, Refused, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import locked, make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
-from edgebuild.memo import parts
-from edgebuild.noop import STATE, Signature, signature
+from edgebuild.memo import signatures
+from edgebuild.noop import STATE, Signature
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
 from edgebuild.provide import Toolchains, Unwatched, Watcher
@@ -329,11 +330,9 @@ class Builder:
 
     def _in_place(self, path: str, artifact: Artifact) -> bool:
         try:
-            return (
-                os.path.isdir(path) == artifact.tree
-                and not os.path.islink(path)
-                and self.project.memo.look(path) == artifact.digest
-            )
+            mode = os.lstat(path).st_mode
+            whole = stat.S_ISDIR(mode) if artifact.tree else stat.S_ISREG(mode)
+            return whole and self.project.memo.look(path) == artifact.digest
         except OSError:
             return False
 
@@ -360,7 +359,7 @@ class Builder:
 
 def _seen(step: Step) -> dict[str, Signature | None]:
     """What tells whether a path that a step reads was touched; without ctime, which our own hard links to an object move."""
-    found = {part: signature(part) for path in step.inputs.values() for part in parts(path)}
+    found = {part: one for path in step.inputs.values() for part, one in signatures(path)}
     return {part: one and [one[0], *one[2:]] for part, one in found.items()}
 
 
