@@ -41,18 +41,31 @@ def fingerprint() -> dict[str, str]:
         memory = 0
     return {
         "cpu": _cpuinfo("model name") or os.uname().machine,
-        "cores": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
+        "cores": str(cores()),
         "memory": f"{memory / 2**30:.0f} GiB",
         "isa": isa(),
         "system": f"{os.uname().sysname} {os.uname().machine}",
     }
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def threads(weights: int) -> int:
+    """How many run a language model of so many bytes of weights.
+
+    One below a gigabyte: a pass is over before threads have met, and on a busy machine they wait for each other.
+    """
+    return 1 if weights < 1_000_000_000 else cores()
+
+
 def boot() -> str:
     """A word that changes when the machine or its boot does, for a few microseconds: what it is need not be read again."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip() + str(len(os.sched_getaffinity(0)))
+            return file.read().strip() + str(cores())
     except OSError:
         return " ".join(os.uname())
 

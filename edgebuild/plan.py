@@ -25,7 +25,7 @@ from edgebuild.toolchain import Versions
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
 # What every backend's action runs.
-_MODEL = ("backend", "samples", "reference", "resources", "importance", "formats.gguf", "formats.safetensors", "units")
+_MODEL = ("backend", "machine", "samples", "reference", "resources", "importance", "formats.gguf", "formats.safetensors", "units")
 CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("source", "target", *_FORMATS),
     "assess": ("assess", "backend", *_FORMATS),
@@ -33,12 +33,12 @@ CODE: dict[str, tuple[str, ...]] = {
     "convert": _MODEL,
     "quantize": _MODEL,
     "choose": ("ladder", "gates", "units"),
-    "evaluate": ("quality", "intervals", "likeness", "machine", *_MODEL),
-    "answer": ("quality", "intervals", "likeness", "machine", *_MODEL),
+    "evaluate": ("quality", "intervals", "likeness", *_MODEL),
+    "answer": ("quality", "intervals", "likeness", *_MODEL),
     "agree": ("agree", "likeness"),
-    "benchmark": ("bench", "intervals", "meter", "machine", *_MODEL),
+    "benchmark": ("bench", "intervals", "meter", *_MODEL),
     "gate": ("gates", "units"),
-    "package": ("bundle", "golden", "machine", *_MODEL),
+    "package": ("bundle", "golden", *_MODEL),
     "build": ("evidence", "units"),
 }
 WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without

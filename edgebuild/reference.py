@@ -262,6 +262,12 @@ def same_tokenizer(candidate: Session, source: Path) -> None:
         )
 
 
+def set_modes(folder: Path) -> None:
+    """What lies in a model's folder is anybody's to read, and its owner's to write, whatever a framework says."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
 def within(vocabulary: int | None, tokens: NDArray[np.int32]) -> None:
     """Raises StepFailed for a token that the model does not have: some runtimes read beyond their embedding without a check."""
     outside = tokens[(tokens < 0) | (tokens >= (vocabulary or 2**31 - 1))]

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference
+from edgebuild import machine, reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
@@ -58,8 +58,6 @@ CONVERTING, QUANTIZING, IMPORTED = 200_000_000, 150_000_000, 45_000_000
 VOCABULARY = 24  # bytes an entry of the vocabulary takes in the file
 BATCH = 256  # tokens of one pass
 CALIBRATION = 512  # windows of text that an importance matrix is made of, where a target names no number
-# One thread below a gigabyte of weights: a pass is over before threads have met, and on a busy machine they wait for each other.
-ONE_THREAD = 1_000_000_000
 DEBUG, ERROR, AS_BEFORE = 1, 4, 5  # ggml_log_level
 # What its converter says, and what to do about it.
 ADVICE = {
@@ -191,7 +189,7 @@ class LlamaSession:
             raise StepFailed(f"{path.name} has an encoder: it is no plain language model; name another framework")
         self._vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
         self._batch = _batch(api)
-        self._threads = 1 if path.stat().st_size < ONE_THREAD else _cores()
+        self._threads = machine.threads(path.stat().st_size)
         threads = f"{self._threads} thread{'s' * (self._threads > 1)}"
         self.runtime = f"llama.cpp (llama-cpp-python {importlib.metadata.version('llama-cpp-python')}) on CPU, {threads}"
 
@@ -340,7 +338,7 @@ def _quantize(source: Path, out: Path, scheme: str, importance: Mapping[str, NDA
     api = _llama()
     options = api.llama_model_quantize_default_params()
     options.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{scheme.upper()}")
-    options.nthread = _cores()
+    options.nthread = machine.cores()
     entries = (api.llama_model_imatrix_data * (len(importance) + 1))()  # the last one, of zeros, ends it
     for entry, (name, values) in zip(entries, importance.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size
@@ -458,10 +456,6 @@ def _reason(*paths: Path) -> str:
     for path in paths:
         text = text.replace(str(path), path.name)
     return " ".join(text.split())[:300]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 # -- a model to try -------------------------------------------------------------------------------------------------------

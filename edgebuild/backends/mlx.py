@@ -392,8 +392,7 @@ def _tidy(out: Path, source: Path) -> None:
         named = reference.without_code(source).get("tokenizer_class") if source.exists() else None
         config["tokenizer_class"] = named if named and named != "TokenizersBackend" else "PreTrainedTokenizerFast"
         path.write_text(json.dumps(config, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    for file in out.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)
+    reference.set_modes(out)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

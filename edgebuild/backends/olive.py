@@ -372,8 +372,7 @@ def _take(answer: Mapping[str, Any], folder: Path) -> None:
     if not (folder / FILE).is_file():
         has = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise StepFailed(f"Olive's workflow ended well and left {has}, but no {FILE}; name other passes, or another framework")
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    reference.set_modes(folder)
 
 
 def _keep_names(source: Path, made: Path) -> None:

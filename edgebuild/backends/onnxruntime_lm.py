@@ -7,16 +7,14 @@ genai_config.json, in float32; MatMulNBits quantizes that graph. It is run by on
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import onnxsource, reference
+from edgebuild import machine, onnxsource, reference
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed
 from edgebuild.step import Action, Outcome
@@ -44,8 +42,6 @@ CONFIG, MODEL, DATA = "genai_config.json", "model.onnx", "model.onnx.data"
 # With a cache as short as a layer's window, a graph runs in no other runtime than onnxruntime-genai's own.
 OPTIONS = ("hf_token=false", "hf_remote=false", "windowed_kv_cache=false")
 WINDOWED = ("mistral", "phi3")  # model types with one window for all their layers, which their config.json does not name
-# One thread below a gigabyte of weights: a pass is over before threads have met, and on a busy machine they wait for each other.
-ONE_THREAD = 1_000_000_000
 GRAPH, GRAPH_LAYER = 20_000, 12_000  # bytes of the graph and of its part for a layer
 IMPORTED, RUNNING = 450_000_000, 120_000_000  # bytes of memory that making, and running, take before any weight
 
@@ -126,7 +122,7 @@ def quantize(action: Action) -> Outcome:
             size_threshold=0,
         )
     del tool, model
-    _set_modes(out)
+    reference.set_modes(out)
     return _counted(action, possible, source, out)
 
 
@@ -142,7 +138,7 @@ class LmSession:
 
             onnxruntime.disable_telemetry_events()
             genai.disable_telemetry_events()
-            self._threads = 1 if _weights(folder) < ONE_THREAD else _cores()
+            self._threads = machine.threads(_weights(folder))
             config = genai.Config(str(folder))
             options = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1, "log_severity_level": 3}
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
@@ -200,7 +196,7 @@ def _build(source: Path, out: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     if missing := [name for name in (MODEL, DATA, CONFIG, "tokenizer_config.json") if not (out / name).is_file()]:
         raise StepFailed(f"onnxruntime-genai's model builder made no {missing[0]}; see the log, or name another framework")
-    _set_modes(out)
+    reference.set_modes(out)
 
 
 def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,11 +212,6 @@ def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(rope, dict) and rope.get("rope_type"):
             new[key] = {"type": rope["rope_type"], **rope}
     return new
-
-
-def _set_modes(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 @cache
@@ -283,10 +274,6 @@ def _counted(action: Action, possible: Sequence[str], source: Path, out: Path) -
 
 def _weights(folder: Path) -> int:
     return sum(path.stat().st_size for name in (MODEL, DATA) if (path := folder / name).exists())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager

@@ -7,16 +7,14 @@ convert it leaves out with a warning.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference
+from edgebuild import machine, reference
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.backends import openvino_ir as ir
 from edgebuild.errors import StepFailed
@@ -51,8 +49,6 @@ CPU = {
     "NUM_STREAMS": 1,
     "PERFORMANCE_HINT": "LATENCY",
 }
-# One thread below a gigabyte of weights: a pass is over before threads have met, and on a busy machine they wait for each other.
-ONE_THREAD = 1_000_000_000
 CALIBRATION = 128  # windows of text, where a target names no number
 FED = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 XML, XML_LAYER, XML_QUANTIZED = 40_000, 85_000, 15_000  # bytes of XML: of all three, and of a layer, more where it is quantized
@@ -123,7 +119,7 @@ def quantize(action: Action) -> Outcome:
     made, how = ir.compress(model, scope, action.params, lambda: _feeds(action))
     ir.save(made, out / MODEL, set(ir.layers(source / MODEL)))
     del made
-    _set_modes(out)
+    reference.set_modes(out)
     candidates = [op for op in ir.read(out / MODEL).get_ops() if _reads_a_matrix(op)]
     return ir.counted(action, candidates, sum(map(_reads_a_matrix, model.get_ops())), " ".join(READERS), how)
 
@@ -149,7 +145,7 @@ class LmSession:
             raise StepFailed(f"the model takes an input {unknown[0]}, which is not known here; name another framework")
         vocabulary = self._model.output("logits").get_partial_shape()[-1]
         self._vocabulary = vocabulary.get_length() if vocabulary.is_static else None
-        self._threads = 1 if (folder / MODEL).with_suffix(".bin").stat().st_size < ONE_THREAD else _cores()
+        self._threads = machine.threads((folder / MODEL).with_suffix(".bin").stat().st_size)
         version = openvino.__version__.partition("-")[0]
         self.runtime = f"openvino {version}, CPU, f32, {self._threads} thread{'s' * (self._threads > 1)}"
         if not later:
@@ -229,7 +225,7 @@ def _export(source: Path, out: Path) -> None:
         )
     for name in (MODEL, TOKENIZER, DETOKENIZER):
         _rename(out / name)
-    _set_modes(out)
+    reference.set_modes(out)
 
 
 def _rename(xml: Path) -> None:
@@ -242,11 +238,6 @@ def _rename(xml: Path) -> None:
     text = re.sub(r'<net name="Model\d+"', '<net name="Model"', xml.read_text(encoding="utf-8"))
     xml.write_text(re.sub(r'(?<=[",])(Parameter|Result)_\d+(?=[",])', renamed, text), encoding="utf-8")
     ir.rename(xml, set())
-
-
-def _set_modes(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 @cache
@@ -273,7 +264,3 @@ def _reads_a_matrix(op: Any) -> bool:
 
 def _is_matrix(constant: Any) -> bool:
     return constant is not None and sum(length > 1 for length in constant.get_output_shape(0)) > 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
