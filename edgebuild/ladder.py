@@ -107,4 +107,5 @@ def _refusal(wanted: Mapping[str, Mapping[str, Any]], rows: Sequence[Mapping[str
     found = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
     gated = f"{'all of ' if len(wanted) > 1 else ''}{', '.join(sorted(wanted))}"
     kept = f"no recipe keeps {gated}" if wanted else "no recipe works"
-    return f"{kept}: {found or 'none is for a model of these operators'}; {UNQUANTIZED}"
+    refused = f"{kept}: {found or 'none is for a model of these operators'}"
+    return refused if UNQUANTIZED in refused else f"{refused}; {UNQUANTIZED}"  # a reason may say so already

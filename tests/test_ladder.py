@@ -128,6 +128,13 @@ def test_where_none_holds_each_is_named_with_its_reason() -> None:
     assert found.report["reason"] == found.why
 
 
+def test_what_to_do_is_said_once() -> None:
+    found, _ = walked(
+        {}, rung("a"), rung("b"), a=Refused(f"nothing was quantized; {ladder.UNQUANTIZED}"), b=Refused("it crashed")
+    )
+    assert found.why == f"no recipe works: a: nothing was quantized; {ladder.UNQUANTIZED}; b: it crashed"
+
+
 def test_another_failure_is_not_a_rung_that_does_not_hold() -> None:
     with pytest.raises(StepFailed, match="the disk is full"):
         walked({}, rung("a"), rung("b"), a=StepFailed("the disk is full"), b=made())
