@@ -1,0 +1,245 @@
+"""A language model of Phi-3-mini's shapes by every backend, beside the framework's own call for the same job: time and peak memory.
+
+    python tests/benchmarks/own_commands.py [--layers 4] [--runs 3] [--keep DIR] [mlx llamacpp openvino onnxruntime olive]
+
+Makes a random-weight model (as `phi3_mini.py` does) and lets edgebuild convert it and quantize it to int4. Beside each step, in
+turn, a script of a few lines does the same job by the framework alone, in the same toolchain: from the same folder, into a new one.
+A step's seconds are from its key to its receipt; it also holds a conversion against its source, which runs the model once and is
+stated apart where it can be told, hashes and syncs what it made. Peak memory: RssAnon of the largest process, sampled every
+0.1 s, for both. Toolchains are made where they are not there yet (`edgebuild toolchain install --all`).
+
+Exits 1 where a step takes more than 1.1 times the time of the framework's own call, or 1.05 times its memory.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import phi3_mini
+import psutil
+from measuring import Figures, command, median
+
+from edgebuild import environment, toolchain
+from edgebuild.process import _anonymous
+from edgebuild.step import ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME, MEMORY = 1.1, 1.05  # × the framework's own call
+TARGET = """edgebuild: 1
+model: {{source: source, task: text-generation}}
+platform: generic-cpu
+framework: {backend}
+quantize: {quantize}
+package: {{kind: folder, archive: false}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Own:
+    """The framework's own calls, as scripts on (source, out); `lock`: the toolchain that holds it, none: this environment."""
+
+    lock: str
+    quantize: str  # as in a target
+    conversion: str
+    quantization: str
+
+
+MLX = "import sys, mlx.core as mx, mlx_lm; mx.set_default_device(mx.Device(mx.cpu)); mlx_lm.convert(sys.argv[1], sys.argv[2]{})"
+OLIVE = """
+import json, shutil, sys, tempfile
+from olive.workflows import run
+with tempfile.TemporaryDirectory() as scratch:
+    run({{"input_model": {model}, "systems": {{"local": {{"type": "LocalSystem", "accelerators": [{{"device": "cpu",
+         "execution_providers": ["CPUExecutionProvider"]}}]}}}}, "host": "local", "target": "local", "passes": {{"pass": {one}}},
+         "output_dir": sys.argv[2], "cache_dir": scratch, "log_severity_level": 3}})
+"""
+OWN = {
+    "mlx": Own(
+        lock="",
+        quantize="{scheme: int4, group_size: 64}",
+        conversion=MLX.format(""),
+        quantization=MLX.format(", quantize=True, q_bits=4, q_group_size=64"),
+    ),
+    "llamacpp": Own(
+        lock="llamacpp",
+        quantize="{scheme: q4_k_m}",
+        conversion="",  # its converter is a script in llama.cpp's repository, and in no package
+        quantization="""
+import ctypes, glob, os, sys, llama_cpp
+os.makedirs(sys.argv[2])
+options = llama_cpp.llama_model_quantize_default_params()
+options.ftype, options.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, len(os.sched_getaffinity(0))
+source = glob.glob(sys.argv[1] + "/**/*.gguf", recursive=True)[0] if os.path.isdir(sys.argv[1]) else sys.argv[1]
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), (sys.argv[2] + "/model.gguf").encode(), ctypes.byref(options)))
+""",
+    ),
+    "openvino": Own(
+        lock="openvino-lm",
+        quantize="{scheme: int4, group_size: 64}",
+        conversion="""
+import sys
+from optimum.exporters.openvino import main_export
+from optimum.intel import OVConfig
+main_export(sys.argv[1], sys.argv[2], task="text-generation-with-past", library_name="transformers", ov_config=OVConfig())
+""",
+        quantization="""
+import sys, nncf, openvino
+model = openvino.Core().read_model(sys.argv[1] + "/openvino_model.xml")
+model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=64)
+openvino.save_model(model, sys.argv[2] + "/openvino_model.xml")
+""",
+    ),
+    "onnxruntime": Own(
+        lock="onnxruntime-lm",
+        quantize="{scheme: int4, group_size: 64}",
+        conversion="""
+import sys, tempfile
+from onnxruntime_genai.models.builder import create_model, parse_extra_options
+with tempfile.TemporaryDirectory() as scratch:
+    words = ("", sys.argv[1], sys.argv[2], "fp32", "cpu", scratch)
+    create_model(*words, **parse_extra_options(*words, ["hf_token=false"]))
+""",
+        quantization="""
+import os, sys, onnx, onnx_ir
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+os.makedirs(sys.argv[2])
+tool = MatMulNBitsQuantizer(onnx.load(sys.argv[1] + "/model.onnx"), block_size=64)
+tool.process()
+onnx.save_model(tool.model.model, sys.argv[2] + "/model.onnx", save_as_external_data=True, location="model.onnx.data")
+""",
+    ),
+    "olive": Own(
+        lock="olive",
+        quantize="{scheme: int4, group_size: 32}",
+        conversion=OLIVE.format(
+            model='{"type": "HfModel", "model_path": sys.argv[1], "task": "text-generation"}',
+            one='{"type": "ModelBuilder", "precision": "fp32"}',
+        ),
+        quantization=OLIVE.format(
+            model='{"type": "ONNXModel", "model_path": sys.argv[1], "onnx_file_name": "model.onnx"}',
+            one='{"type": "OnnxBlockWiseRtnQuantization", "bits": 4, "block_size": 32}',
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Took:
+    seconds: float
+    peak: int  # bytes
+
+
+@contextmanager
+def model(folder: Path, layers: int) -> Iterator[Path]:
+    """A project with the model at `source`, without the code that the real one names."""
+    project = folder / "project"
+    if not (project / "source").exists():
+        total = phi3_mini.make(project / "source", layers)
+        print(f"{layers} of 32 layers, {total:,} parameters", flush=True)
+        for code in (project / "source").glob("*.py"):
+            code.unlink()
+        path = project / "source/config.json"
+        config = json.loads(path.read_text())
+        del config["auto_map"]
+        path.write_text(json.dumps(config))
+    (project / "targets").mkdir(exist_ok=True)
+    for backend, own in OWN.items():
+        (project / f"targets/{backend}.yaml").write_text(TARGET.format(backend=backend, quantize=own.quantize))
+    shutil.copyfile(ROOT / "dodo.py", project / "dodo.py")
+    yield project
+
+
+def python(lock: str) -> str:
+    """The interpreter that has this framework."""
+    return environment.python(toolchain.read(lock).digest) if lock else sys.executable
+
+
+def step(project: Path, name: str) -> Took:
+    """By edgebuild, run again. Ends the program where it fails."""
+    done = subprocess.run(
+        [*command("doit"), name, f"again={name}"], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{name} failed")
+    said = {one["name"]: one for one in json.loads((project / ".edgebuild/last-run.json").read_text())["steps"]}
+    verb, _, target = name.partition(":")
+    key = json.loads((project / f"build/{target}/{verb}.json").read_text())["key"]
+    record = json.loads((project / f".edgebuild/records/{key[:2]}/{key[2:]}").read_text())
+    return Took(seconds=said[name]["seconds"], peak=record["peak_memory"] or 0)
+
+
+def own(code: str, lock: str, source: Path, out: Path) -> Took:
+    """By the framework alone. Ends the program where it fails."""
+    shutil.rmtree(out, ignore_errors=True)
+    with tempfile.TemporaryFile() as log:
+        start, peak = time.monotonic(), 0
+        process = subprocess.Popen(
+            [python(lock), "-c", code, source, out],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=out.parent,
+        )
+        family = psutil.Process(process.pid)
+        while process.poll() is None:
+            try:
+                peak = max(peak, *(_anonymous(one) for one in (family, *family.children(recursive=True))))
+            except psutil.Error:
+                pass
+            time.sleep(0.1)
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"{log.read().decode()}\n{lock or 'mlx'} failed by itself")
+    return Took(seconds=time.monotonic() - start, peak=peak)
+
+
+def compare(figures: Figures, project: Path, backend: str, runs: int) -> None:
+    one = OWN[backend]
+    for verb, code, source in (
+        ("convert", one.conversion, project / "source"),
+        ("quantize", one.quantization, project / f"build/{backend}/convert/model"),
+    ):
+        ours: list[Took] = []
+        theirs: list[Took] = []
+        for _ in range(runs):
+            ours.append(step(project, f"{verb}:{backend}"))
+            if code:
+                theirs.append(own(code, one.lock, source, project.parent / "own"))
+        mine = Took(seconds=median([took.seconds for took in ours]), peak=max(took.peak for took in ours))
+        if not theirs:
+            print(
+                f"{verb}:{backend} beside its own: unavailable, {backend} has none in a package; {mine.seconds:.1f} s, {mine.peak / 1e9:.2f} GB"
+            )
+            continue
+        its = Took(seconds=median([took.seconds for took in theirs]), peak=max(took.peak for took in theirs))
+        shown = f"{mine.seconds:.1f} : {its.seconds:.1f} s"
+        figures.state(f"{verb}:{backend}, time", mine.seconds / its.seconds, "×", TIME, shown)
+        shown = f"{mine.peak / 1e9:.2f} : {its.peak / 1e9:.2f} GB"
+        figures.state(f"{verb}:{backend}, memory", mine.peak / its.peak, "×", MEMORY, shown)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4, help="of the real model's 32")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="work here, and leave it")
+    parser.add_argument("backends", nargs="*", help=f"{', '.join(OWN)}; all by default")
+    options = parser.parse_args()
+    figures = Figures()
+    with tempfile.TemporaryDirectory() as scratch, model(options.keep or Path(scratch), options.layers) as project:
+        for backend in options.backends or OWN:
+            compare(figures, project, backend, options.runs)
+    return figures.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

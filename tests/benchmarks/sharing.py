@@ -1,0 +1,95 @@
+"""One language model as eight targets, two schemes on each of four backends, beside the same eight built one by one.
+
+    python tests/benchmarks/sharing.py [--runs 1] [--model DIR]
+
+The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
+backend. One by one, each is built in a project of its own with an empty store, as eight commands that know nothing of each other.
+Toolchains are made before, where they are not there yet (`edgebuild toolchain install --all`), and are in neither time. Both
+ways the same bundles must come out, byte for byte. Exits 1 where the eight together take more than half the sum.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from measuring import Figures, command, median
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 0.5
+SCHEMES = {
+    "mlx": ("int4", "int8"),
+    "llamacpp": ("q4_k_m", "q8_0"),
+    "openvino": ("int4", "int8"),
+    "olive": ("int4", "int8"),
+}
+TARGET = """edgebuild: 1
+model: {{source: model, task: text-generation}}
+platform: generic-cpu
+framework: {backend}
+quantize: {{scheme: {scheme}{more}}}
+evaluate: {{data: eval.txt}}
+package: {{kind: folder, version: 1.0.0}}
+"""
+
+
+def project(folder: Path, model: Path, names: list[str]) -> Path:
+    """With these of the eight targets; nothing is built yet."""
+    folder.mkdir()
+    shutil.copytree(model, folder / "model")
+    shutil.copyfile(ROOT / "targets/data/eval.txt", folder / "eval.txt")
+    shutil.copyfile(ROOT / "dodo.py", folder / "dodo.py")
+    (folder / "targets").mkdir()
+    for name in names:
+        backend, _, scheme = name.partition("-")
+        scheme = scheme.replace("-", "_")
+        more = ", group_size: 32" if scheme == "int4" else ", method: dynamic" if backend == "olive" else ""
+        (folder / f"targets/{name}.yaml").write_text(TARGET.format(backend=backend, scheme=scheme, more=more))
+    return folder
+
+
+def built(root: Path) -> float:
+    """Seconds of a first build. Ends the program where it fails."""
+    start = time.monotonic()
+    done = subprocess.run(command("doit"), cwd=root, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}")
+    return time.monotonic() - start
+
+
+def bundles(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (root / "dist").glob("*.tar")}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--model", type=Path, default=ROOT / "targets/models/tiny-phi3", help="a Hugging Face folder")
+    options = parser.parse_args()
+    names = [f"{backend}-{scheme.replace('_', '-')}" for backend, schemes in SCHEMES.items() for scheme in schemes]
+    figures, ratios = Figures(), []
+    for _ in range(options.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            together = project(Path(folder, "together"), options.model, names)
+            shared = built(together)
+            alone, made = 0.0, {}
+            for name in names:
+                one = project(Path(folder, name), options.model, [name])
+                seconds = built(one)
+                print(f"  {name:<20} {seconds:6.1f} s", flush=True)
+                alone += seconds
+                made |= bundles(one)
+            if made != bundles(together):
+                sys.exit("the bundles are not the same")
+        print(f"  together {shared:.1f} s, one by one {alone:.1f} s", flush=True)
+        ratios.append(shared / alone)
+    figures.state("eight targets : one by one", median(ratios), "×", LIMIT)
+    return figures.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
