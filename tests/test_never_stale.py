@@ -208,6 +208,32 @@ def test_a_moved_and_a_copied_checkout(built: Lab) -> None:
     assert set(built.build().values()) == {"fresh"}
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_what_is_delivered_before_its_first_receipt_is_listed(lab: Lab, monkeypatch: pytest.MonkeyPatch, removed: bool) -> None:
+    """A build that ends between a bundle and its receipt leaves the receipt beside its place; the next one reads it there."""
+
+    def killed(path: str, target: str) -> None:
+        if path == "build/one/package.begun":
+            raise KeyboardInterrupt
+        os.replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("edgebuild.run.rename_over", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab.build()
+    begun = lab.root / "build/one/package.begun"
+    assert begun.exists()
+    assert (lab.root / "dist/one").exists()
+    if removed:
+        (lab.root / "targets/one.yaml").unlink()
+    outcomes = lab.build(remembers=True)
+    assert not begun.exists()
+    assert (lab.root / "dist/one").exists() is not removed
+    if not removed:
+        assert outcomes["package:one"] == "restored"
+        assert set(lab.build().values()) == {"fresh"}
+
+
 def test_removed_build(built: Lab) -> None:
     shutil.rmtree(built.root / "build")
     assert set(built.build().values()) == {"restored"}
