@@ -297,10 +297,11 @@ def _anonymous(process: Any) -> int:
 def _dying_with_us() -> list[str]:
     """Words before a program that has the kernel end it with its parent: setpriv(1) of util-linux, which takes a millisecond.
 
-    A worker asks for that itself, but only once its interpreter has started: seconds, on a machine that is busy.
+    A worker asks for that itself, but only once its interpreter has started: seconds, on a machine that is busy. Where the
+    parent was gone before the kernel was asked, a shell sees that it has another one, and starts nothing.
     """
     program = shutil.which("setpriv")
-    words = [program, "--pdeathsig", "KILL"] if program else []
+    words = [program, "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())] if program else []
     if words and subprocess.run([*words, "true"], capture_output=True, check=False).returncode != 0:
         return []  # another setpriv (that of busybox) cannot
     return words

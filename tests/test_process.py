@@ -35,6 +35,19 @@ def test_one_that_has_not_started_yet_ends_with_its_parent() -> None:
     assert not psutil.pid_exists(int(parent.stdout))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="setpriv is of Linux")
+def test_one_whose_parent_was_gone_before_the_kernel_was_asked_is_not_started(tmp_path: Path) -> None:
+    from edgebuild import process
+
+    parent = subprocess.Popen(["true"])
+    parent.wait()
+    words = [str(parent.pid) if word == str(os.getpid()) else word for word in process._dying_with_us()]
+    assert subprocess.run([*words, "touch", tmp_path / "made"], check=False).returncode != 0
+    assert not (tmp_path / "made").exists()
+    assert subprocess.run([*process._dying_with_us(), "touch", tmp_path / "made"], check=False).returncode == 0
+    assert (tmp_path / "made").exists()
+
+
 def test_a_setpriv_that_cannot_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgebuild import process
 
