@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 ONE_READ = 256 * 1024  # smaller files are read whole: one system call beats a loop (measured: 3.4x on 4 KiB files)
 
 
@@ -15,7 +16,7 @@ def of_bytes(data: bytes) -> str:
 
 def canonical(value: Any) -> bytes:
     """`value` as canonical JSON: sorted keys, no white space, no NaN, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def tagged(kind: str, value: Any) -> str:

@@ -72,6 +72,9 @@ class Store:
         `dist/` is never hard-linked: people edit, sign and upload what lies there.
         """
         make_folder(os.path.dirname(path))
+        if link and not artifact.tree and not self._reflinks and not os.path.lexists(path) and self._link(artifact.digest, path):
+            self._memo.forget(path)
+            return
         temporary = _beside(path)
         try:
             if artifact.tree:
@@ -233,16 +236,8 @@ class Store:
         source = self.object(sha256)
         mode = (0o555 if executable else 0o444) if link else (0o755 if executable else 0o644)
         shared = self._reflinks = self._reflinks and reflink(source, target)
-        if link and not executable and not shared:
-            try:
-                if os.stat(source).st_mode & 0o777 != 0o444:
-                    os.chmod(source, 0o444)  # somebody's chmod of a link to it was one of the object
-                os.link(source, target)
-                self._memo.learn(source, sha256)  # the link moved the ctime that both names share
-                return
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP):
-                    raise
+        if link and not executable and not shared and self._link(sha256, target):
+            return
         if not shared:
             shutil.copyfile(source, target)
         os.chmod(target, mode)
@@ -250,6 +245,20 @@ class Store:
         os.utime(target, ns=(now, now))  # between two ticks of the kernel's clock: no write can leave this time as it is
         if os.stat(target).st_mtime_ns == now and self._memo.known(os.stat(source)) == sha256:  # nobody wrote into either
             self._memo.learn(target, sha256)
+
+    def _link(self, sha256: str, target: str) -> bool:
+        """A hard link to an object, at once or not at all; False where the file system gives none, or something lies there."""
+        source = self.object(sha256)
+        try:
+            if os.stat(source).st_mode & 0o777 != 0o444:
+                os.chmod(source, 0o444)  # somebody's chmod of a link to it was one of the object
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EEXIST):
+                raise
+            return False
+        self._memo.learn(source, sha256)  # the link moved the ctime that both names share
+        return True
 
     def _remove(self, path: str) -> None:
         found = os.lstat(path)
