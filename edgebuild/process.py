@@ -293,17 +293,23 @@ def _anonymous(process: Any) -> int:
     return int(info.rss) - int(getattr(info, "shared", 0))
 
 
-@cache
 def _dying_with_us() -> list[str]:
-    """Words before a program that has the kernel end it with its parent: setpriv(1) of util-linux, which takes a millisecond.
+    """Words before a program that has the kernel end it with its parent; none where no setpriv can.
 
     A worker asks for that itself, but only once its interpreter has started: seconds, on a machine that is busy. Where the
     parent was gone before the kernel was asked, a shell sees that it has another one, and starts nothing.
     """
+    words = _setpriv()
+    return [*words, "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())] if words else []
+
+
+@cache
+def _setpriv() -> list[str]:
+    """A shell behind setpriv(1) of util-linux, which take 3 ms; nothing where that is another one (busybox's), which cannot."""
     program = shutil.which("setpriv")
-    words = [program, "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())] if program else []
-    if words and subprocess.run([*words, "true"], capture_output=True, check=False).returncode != 0:
-        return []  # another setpriv (that of busybox) cannot
+    words = [program, "--pdeathsig", "KILL", "/bin/sh"] if program else []
+    if words and subprocess.run([*words, "-c", "exit 0"], capture_output=True, check=False).returncode != 0:
+        return []
     return words
 
 

@@ -51,10 +51,10 @@ def test_one_whose_parent_was_gone_before_the_kernel_was_asked_is_not_started(tm
 def test_a_setpriv_that_cannot_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgebuild import process
 
-    process._dying_with_us.cache_clear()
+    process._setpriv.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: "/bin/false" if name == "setpriv" else None)
     assert process._dying_with_us() == []
-    process._dying_with_us.cache_clear()
+    process._setpriv.cache_clear()
 
 
 def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@
 
 Makes a random-weight model (as `phi3_mini.py` does) and lets edgebuild convert it and quantize it to int4. Beside each step, in
 turn, a script of a few lines does the same job by the framework alone, in the same toolchain: from the same folder, into a new one.
-A step's seconds are from its key to its receipt; it also holds a conversion against its source, which runs the model once and is
-stated apart where it can be told, hashes and syncs what it made. Peak memory: RssAnon of the largest process, sampled every
+A step's seconds are from its key to its receipt; it also holds a conversion against its source, which runs the model once,
+hashes and syncs what it made. Peak memory: RssAnon of the largest process, sampled every
 0.1 s, for both. Toolchains are made where they are not there yet (`edgebuild toolchain install --all`).
 
 Exits 1 where a step takes more than 1.1 times the time of the framework's own call, or 1.05 times its memory.
@@ -19,8 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,8 +136,7 @@ class Took:
     peak: int  # bytes
 
 
-@contextmanager
-def model(folder: Path, layers: int) -> Iterator[Path]:
+def model(folder: Path, layers: int) -> Path:
     """A project with the model at `source`, without the code that the real one names."""
     project = folder / "project"
     if not (project / "source").exists():
@@ -155,7 +152,7 @@ def model(folder: Path, layers: int) -> Iterator[Path]:
     for backend, own in OWN.items():
         (project / f"targets/{backend}.yaml").write_text(TARGET.format(backend=backend, quantize=own.quantize))
     shutil.copyfile(ROOT / "dodo.py", project / "dodo.py")
-    yield project
+    return project
 
 
 def python(lock: str) -> str:
@@ -235,7 +232,8 @@ def main() -> int:
     parser.add_argument("backends", nargs="*", help=f"{', '.join(OWN)}; all by default")
     options = parser.parse_args()
     figures = Figures()
-    with tempfile.TemporaryDirectory() as scratch, model(options.keep or Path(scratch), options.layers) as project:
+    with tempfile.TemporaryDirectory() as scratch:
+        project = model(options.keep or Path(scratch), options.layers)
         for backend in options.backends or OWN:
             compare(figures, project, backend, options.runs)
     return figures.status

@@ -94,7 +94,7 @@ def first_builds(figures: Figures, folder: Path, targets: int, runs: int) -> Non
         fsync.append(large["fsync"] / (STEPS * targets))
     figures.state("a worker: its start, action and exit", median(worker) * 1000, "ms")
     figures.state("fsyncs of a step", median(fsync) * 1000, "ms")
-    figures.state("to make a file on this disk (a step makes 13)", made_a_file(folder) * 1000, "ms")
+    figures.state("to make a file on this disk (a step makes some)", made_a_file(folder) * 1000, "ms")
     figures.state(
         "edgebuild's own cost of a step, first build",
         median(own) * 1000,
