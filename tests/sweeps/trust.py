@@ -55,7 +55,7 @@ def ctime_in_signatures() -> None:
             return None
         return [found.st_mtime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode]
 
-    for module in (noop, fresh, project):
+    for module in (noop, fresh, memo, project):
         module.signature = signature  # type: ignore[attr-defined]
 
 
