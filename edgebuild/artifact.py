@@ -1,14 +1,17 @@
 """What steps make and what a step leaves behind: artifacts, receipts, records. Plain data, no I/O.
 
-Receipts and records carry a seal, the digest of all else that they say: one that was damaged is none. It holds against
-accidents, not against somebody who writes a seal too.
+Receipts and records are canonical JSON with a seal at its end, the digest of all before it: one that was damaged is none. It
+holds against accidents, not against somebody who writes a seal too.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgebuild import digest
+
+SEAL = len(',"seal":""}') + 64  # bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,7 @@ class Receipt:
     outputs: Mapping[str, tuple[str, str]]  # name -> (path, digest)
     refused: str = ""  # why what follows must not run (a gate that fails), else empty
 
-    def to_json(self) -> dict[str, Any]:
+    def to_bytes(self) -> bytes:
         outputs = {name: list(made) for name, made in self.outputs.items()}
         return _sealed("receipt", {"key": self.key, "outputs": outputs, "refused": self.refused})
 
@@ -59,7 +62,7 @@ class Record:
         elsewhere = recipe["verb"] == "fetch" and "repository" in recipe["params"]
         return {name: made for name, made in self.outputs.items() if not (elsewhere and name == "model")}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_bytes(self) -> bytes:
         outputs = {name: {"digest": made.digest, "tree": made.tree, "size": made.size} for name, made in self.outputs.items()}
         content = {
             "key": self.key,
@@ -77,16 +80,16 @@ class Record:
         return _sealed("record", content)
 
 
-def receipt_from_json(data: Any) -> Receipt:
-    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no receipt, whole: then there is none."""
-    _check_seal("receipt", data)
+def receipt_from_bytes(sealed: bytes) -> Receipt:
+    """Raises KeyError, TypeError, ValueError or AttributeError where that is no receipt, whole: then there is none."""
+    data = _unsealed("receipt", sealed)
     outputs = {str(name): (str(made[0]), str(made[1])) for name, made in data["outputs"].items()}
-    return Receipt(key=str(data["key"]), outputs=outputs, refused=str(data.get("refused", "")))
+    return Receipt(key=str(data["key"]), outputs=outputs, refused=str(data["refused"]))
 
 
-def record_from_json(data: Any) -> Record:
-    """Raises KeyError, TypeError, ValueError or AttributeError where `data` is no record, whole: then there is none."""
-    _check_seal("record", data)
+def record_from_bytes(sealed: bytes) -> Record:
+    """Raises KeyError, TypeError, ValueError or AttributeError where that is no record, whole: then there is none."""
+    data = _unsealed("record", sealed)
     outputs = {
         str(name): Artifact(digest=str(made["digest"]), tree=bool(made["tree"]), size=int(made["size"]))
         for name, made in data["outputs"].items()
@@ -106,11 +109,18 @@ def record_from_json(data: Any) -> Record:
     )
 
 
-def _sealed(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {**content, "seal": digest.tagged(kind, content)}
+def _sealed(kind: str, content: dict[str, Any]) -> bytes:
+    text = digest.canonical(content)
+    return text[:-1] + _seal(kind, text)
 
 
-def _check_seal(kind: str, data: Any) -> None:
-    content = {name: value for name, value in data.items() if name != "seal"}
-    if data["seal"] != digest.tagged(kind, content):
+def _unsealed(kind: str, sealed: bytes) -> Any:
+    text = sealed[:-SEAL] + b"}"
+    if sealed[-SEAL:] != _seal(kind, text):
         raise ValueError(f"a {kind} that was damaged")
+    return json.loads(text)
+
+
+def _seal(kind: str, text: bytes) -> bytes:
+    """What stands in place of the brace that ends `text`."""
+    return b',"seal":"%s"}' % digest.of_bytes(kind.encode() + b"\0" + text).encode()

@@ -17,7 +17,7 @@ from edgebuild.bundles import BUNDLES
 from edgebuild.errors import StepFailed
 from edgebuild.explain import State, explain
 from edgebuild.facts import facts_of
-from edgebuild.fresh import read_receipt, receipt_bytes, receipt_of, stored
+from edgebuild.fresh import read_receipt, receipt_of, stored
 from edgebuild.project import Project
 from edgebuild.reference import GOLDEN, IMPORTED, fits, memory_of
 from edgebuild.resources import memory
@@ -263,7 +263,7 @@ def _made(project: Project, step: Step, will: str, record: Record | None) -> dic
         return {path: project.memo.of(path) for path in (*step.outputs.values(), step.receipt)}
     if will == RESTORE and record:
         outputs: dict[str, str | None] = {path: record.outputs[name].digest for name, path in step.outputs.items()}
-        return {**outputs, step.receipt: digest.of_bytes(receipt_bytes(receipt_of(step, record)))}
+        return {**outputs, step.receipt: digest.of_bytes(receipt_of(step, record).to_bytes())}
     return dict.fromkeys((*step.outputs.values(), step.receipt))
 
 

@@ -8,10 +8,9 @@ import json
 import time
 from collections.abc import Iterable
 
-from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_json
+from edgebuild.artifact import Artifact, Receipt, Record, receipt_from_bytes
 from edgebuild.files import read_whole, sealed, write_whole
-from edgebuild.memo import signatures
-from edgebuild.noop import NOTE, TICK, Signature, racy, recall, signature
+from edgebuild.noop import NOTE, TICK, racy, recall, signature
 from edgebuild.project import Project
 from edgebuild.step import SOURCES, Step
 
@@ -19,14 +18,16 @@ from edgebuild.step import SOURCES, Step
 class Fresh:
     """`fresh(step)`, memoised within a run; `ran` tells it what ran meanwhile.
 
-    `again` names steps that are to run once more whatever is known of them: they are not fresh until they have.
+    `again` names steps that are to run once more whatever is known of them: they are not fresh until they have. `anew`: what
+    an earlier run remembered is not asked.
     """
 
-    def __init__(self, project: Project, again: Iterable[str] = ()) -> None:
+    def __init__(self, project: Project, again: Iterable[str] = (), anew: bool = False) -> None:
         self._project = project
         self._known: dict[str, bool] = {}
         self.again = set(again)
-        self.remembered = not self.again and recall(project.identity()) is not None
+        self.changed = 0  # ns: when a step was last made true
+        self.remembered = not anew and not self.again and recall(project.identity()) is not None
         if self.remembered:
             self._known = {step.name: True for step in _remembered(project)}
 
@@ -41,7 +42,7 @@ class Fresh:
 
     def ran(self, step: Step, refused: bool) -> None:
         """A step was made true, or refused: the verdicts of all that follow it may be other ones now."""
-        self.remembered = False
+        self.remembered, self.changed = False, time.time_ns()
         self.again.discard(step.name)
         for one in self._project.behind(step):
             self._known.pop(one.name, None)
@@ -95,15 +96,10 @@ def receipt_of(step: Step, record: Record) -> Receipt:
     return Receipt(key=record.key, outputs=made, refused=record.refused)
 
 
-def receipt_bytes(receipt: Receipt) -> bytes:
-    """What stands in a receipt's file."""
-    return json.dumps(receipt.to_json()).encode()
-
-
 def read_receipt(path: str) -> Receipt | None:
     """A step's receipt, or None where there is none that can be read."""
     try:
-        return receipt_from_json(json.loads(read_whole(path)))
+        return receipt_from_bytes(read_whole(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return None
 
@@ -111,21 +107,25 @@ def read_receipt(path: str) -> Receipt | None:
 def remember(project: Project, fresh: Fresh) -> None:
     """Note that everything is fresh, where it is: the signature of every path that this verdict rests on.
 
-    Signatures first, then the verdict, read anew, then the signatures once more: an edit between is not missed.
+    Each is taken before what it is of is read, and at a time when no later write can leave it as it is: an edit between, or
+    while the plan's steps ran, is not missed.
     """
     steps = _remembered(project)
     if project.problems or fresh.remembered or not all(map(fresh, steps)):
         return
-    seen = _signatures(project, steps)
-    newest = max((max(found[0], found[1]) for found in seen.values() if found), default=0)
-    if 0 <= (age := time.time_ns() - newest) <= TICK:
+    if 0 <= (age := time.time_ns() - fresh.changed) <= TICK:
         time.sleep((TICK - age) / 1e9 + 0.001)  # let the file system's clock pass what was just written
-    project.memo.forget_all()
-    again = Fresh(project)
-    if not all(again(step) for step in steps) or _signatures(project, steps) != seen:
+    start = time.time_ns()
+    seen = {step.receipt: signature(step.receipt) for step in steps}
+    with project.memo.noting() as noted:
+        again = Fresh(project, anew=True)
+        holds = all(again(step) for step in steps)
+    if not holds or not project.current():
         return
-    if any(racy(found) for found in seen.values() if found):
+    seen |= noted
+    if any(racy(found, start) for found in seen.values()):
         return
+    seen |= project.guards
     note = {"identity": project.identity(), "seen": seen, "steps": [step.name for step in steps if step.verb != "build"]}
     try:
         write_whole(NOTE, sealed(json.dumps(note, separators=(",", ":")).encode()))
@@ -136,12 +136,3 @@ def remember(project: Project, fresh: Fresh) -> None:
 def _remembered(project: Project) -> list[Step]:
     """The steps that a bare `doit` makes true: those on demand are not needed."""
     return [step for name in project.defaults() for step in project.of(name) if not step.on_demand]
-
-
-def _signatures(project: Project, steps: list[Step]) -> dict[str, Signature | None]:
-    seen: dict[str, Signature | None] = {path: signature(path) for path in project.guards}
-    for step in steps:
-        for path in (step.receipt, *step.inputs.values(), *step.outputs.values()):
-            if path not in seen:
-                seen.update(signatures(path))
-    return seen

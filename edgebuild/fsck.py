@@ -3,14 +3,13 @@
 What is damaged is removed, so that a build that wants it makes it again. The stat memo is not asked: bit rot moves no stat.
 """
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from edgebuild import digest
-from edgebuild.artifact import record_from_json
+from edgebuild.artifact import record_from_bytes
 from edgebuild.files import remove_tree
 from edgebuild.store import Store
 
@@ -99,7 +98,7 @@ def _fault(store: Store, key: str, path: str, whole: Callable[[str], bool]) -> s
     """What is wrong with a record, beginning with its step's name where that can be read; else empty."""
     try:
         with open(path, "rb") as file:
-            record = record_from_json(json.loads(file.read()))
+            record = record_from_bytes(file.read())
         recipe = digest.tagged("recipe", record.components["recipe"])
         told = digest.tagged("key", [recipe, sorted(record.components["inputs"].items())])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -11,10 +11,11 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from edgebuild import digest
 from edgebuild.files import sealed, unsealed, write_whole
-from edgebuild.noop import STATE, Signature, racy, signature
+from edgebuild.noop import STATE, Signature, racy, signature, signed
 from edgebuild.step import SOURCES
 
 MEMO = f"{STATE}/memo.json"
@@ -29,6 +30,7 @@ class Memo:
         self._loaded: dict[str, list[int | str]] | None = None
         self._used: set[str] = set()
         self._seen: dict[str, str] = {}
+        self._noted: dict[str, Signature] | None = None
         self._changed = False
 
     @property
@@ -55,6 +57,8 @@ class Memo:
     def look(self, path: str) -> str:
         """The digest of a file or directory as it is at this moment."""
         found = os.stat(path)
+        if self._noted is not None:
+            self._noted[path] = signed(found)
         if stat.S_ISDIR(found.st_mode):
             return digest.of_tree(self.entries(path))
         return self._file(path, found)
@@ -69,12 +73,25 @@ class Memo:
             for entry in found:
                 name = prefix + entry.name
                 status = entry.stat(follow_symlinks=follow)
+                if self._noted is not None:
+                    self._noted[entry.path] = signed(status)
                 if stat.S_ISDIR(status.st_mode):
                     yield from self.entries(entry.path, name + "/")
                 elif stat.S_ISREG(status.st_mode):
                     yield name, bool(status.st_mode & 0o100), self._file(entry.path, status), status.st_size
                 else:
                     raise OSError(f"{entry.path} is neither a file nor a directory")
+
+    @contextmanager
+    def noting(self) -> Iterator[dict[str, Signature]]:
+        """Whatever is looked up meanwhile, anew: path → the signature that it had before it was read, of what lies below it too."""
+        self.forget_all()
+        noted: dict[str, Signature] = {}
+        self._noted = noted
+        try:
+            yield noted
+        finally:
+            self._noted = None
 
     def size(self, path: str) -> int:
         """Bytes of a file, or of all files of a directory."""

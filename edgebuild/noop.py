@@ -19,6 +19,7 @@ STATE = ".edgebuild"
 NOTE = f"{STATE}/noop.json"
 TICK = 20_000_000  # ns: file systems' clocks tick more often than that, but those that show whole seconds only
 Signature = list[int]  # mtime_ns, ctime_ns, size, inode, mode
+THERE: Signature = []  # in a signature's place: that something is there was all that was asked
 
 
 def signature(path: str) -> Signature | None:
@@ -27,16 +28,29 @@ def signature(path: str) -> Signature | None:
         found = os.stat(path)
     except OSError:
         return None
+    return signed(found)
+
+
+def signed(found: os.stat_result) -> Signature:
     return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode]
 
 
-def racy(found: Signature) -> bool:
-    """Whether a write in the same tick of the file system's clock could have left this signature as it is.
+def moved(found: Signature | None, was: Signature | None) -> bool:
+    """Whether a path that has this signature now is not as it was."""
+    return found != was and not (found and was == THERE)
 
-    git's rule. A clock that shows whole seconds only is taken to tick every two.
+
+def racy(found: Signature | None, when: int | None = None) -> bool:
+    """Whether a write in the same tick of the file system's clock could leave this signature as it is.
+
+    git's rule, but by the time `when` the path was looked at (ns; now): what is written behind that look must not hide. A clock
+    that shows whole seconds only is taken to tick every two.
     """
+    if not found:
+        return False
     changed = max(found[0], found[1])
-    return time.time_ns() - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else TICK)
+    now = time.time_ns() if when is None else when
+    return now - changed < (2_000_000_000 if changed % 1_000_000_000 == 0 else TICK)
 
 
 def identity(version: str | None = None, strict: bool = False) -> list[object]:
@@ -49,6 +63,7 @@ def recall(who: list[object], holds: Callable[[str, Signature], bool] | None = N
 
     `holds` is asked of each file that was only touched, with the signature that it had: whether it holds what it held then.
     """
+    start = time.time_ns()
     try:
         with open(NOTE, "rb") as file:
             note = json.loads(unsealed(file.read()))
@@ -57,13 +72,13 @@ def recall(who: list[object], holds: Callable[[str, Signature], bool] | None = N
         seen: dict[str, Signature | None] = note["seen"]
         touched: dict[str, Signature | None] = {}
         for path, was in seen.items():
-            if (found := signature(path)) != was:
+            if (found := signature(path)) != was and moved(found, was):
                 if found is None or holds is None:
                     return None
                 touched[path] = found
         if touched and not (holds and _all_hold(seen, touched, holds)):
             return None
-        if touched and not any(racy(found) for found in touched.values() if found):
+        if touched and not any(racy(found, start) for found in touched.values()):
             write_whole(NOTE, sealed(json.dumps({**note, "seen": seen | touched}, separators=(",", ":")).encode()))
         return [str(name) for name in note["steps"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

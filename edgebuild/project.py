@@ -7,6 +7,7 @@ A no-op imports none of yaml, jsonschema, jinja2 or a framework: those are behin
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebuild import digest, machine, shipped
 from edgebuild.files import remove_tree, sealed, unsealed, write_whole
 from edgebuild.memo import MEMO, Memo
-from edgebuild.noop import STATE, Signature, identity, racy, signature
+from edgebuild.noop import STATE, THERE, Signature, identity, moved, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
 
@@ -38,7 +39,8 @@ class Project:
         self.version, self.strict = version, strict
         self.memo = Memo(MEMO)
         self.store = Store(os.environ.get("EDGEBUILD_STORE") or STATE, self.memo)
-        self.guards: dict[str, Signature | None] = {}
+        self.guards: dict[str, Signature | None] = {}  # of what the plan was made from, as it was then
+        self.settled = True  # whether no write could have left a guard as it was
         self._recipes: dict[str, dict[str, Any]] | None = None
         self.targets: dict[str, dict[str, Any]] = {}
         self.steps: dict[str, Step] = {}
@@ -93,9 +95,14 @@ class Project:
     def identity(self) -> list[Any]:
         return identity(self.version, self.strict)
 
+    def current(self) -> bool:
+        """Whether the plan is of what lies there now, for all that stats can tell."""
+        return self.settled and not any(moved(signature(path), was) for path, was in self.guards.items())
+
     # -- the plan cache -----------------------------------------------------------------------------------------------
     def _load(self) -> bool:
         """Take the plan of the last run where it holds, else one of before that does."""
+        start = time.time_ns()
         try:
             cached = _read_plan(STATE)
             touched = self._touched(cached)
@@ -106,7 +113,8 @@ class Project:
                 return False
             if touched:
                 cached["guards"] |= touched
-                _keep(cached)
+                self.settled = not any(racy(found, start) for found in touched.values())
+                self._keep(cached)
             self.guards, self.targets, self.problems = cached["guards"], cached["targets"], cached["problems"]
             self.groups = cached["groups"]
             one = sys.intern  # equal texts are kept once: steps share paths, recipes and names
@@ -134,7 +142,7 @@ class Project:
         if cached is None or cached["identity"] != self.identity():
             return None
         sources, texts = cached["sources"], cached["texts"]
-        touched = {path: found for path, known in cached["guards"].items() if (found := signature(path)) != known}
+        touched = {path: found for path, known in cached["guards"].items() if moved(found := signature(path), known)}
         models = touched.keys() - texts.keys() - set(FOLDERS)
         if not models <= sources.keys() or (len(models) < len(touched) and self._texts() != texts):
             return None
@@ -189,7 +197,7 @@ class Project:
         self.targets, self.steps, self.problems, self.groups = whole.targets, whole.steps, whole.problems, whole.groups
         self._by_target.clear()
         self._recipes = whole.recipes
-        self.guards = seen.guards
+        self.guards, self.settled = seen.guards, seen.settled
         if all(signature(path) == self.guards[path] for path in (*FOLDERS, *texts)):  # else: of which text is this the plan?
             self._save(seen.sources, texts)
 
@@ -207,15 +215,14 @@ class Project:
         }
         try:
             write_whole(f"{STATE}/{RECIPES}", sealed(json.dumps(self._recipes, separators=(",", ":")).encode()))
-            _keep(cached)
+            self._keep(cached)
         except OSError:
             pass  # a plan cache that cannot be written costs time only; what must be written says so itself
 
-
-def _keep(cached: Mapping[str, Any]) -> None:
-    """Write the plan cache, but where a file that it was made from may yet change unseen. Raises OSError."""
-    if not any(racy(found) for found in cached["guards"].values() if found):
-        write_whole(f"{STATE}/{PLAN}", sealed(json.dumps(cached, separators=(",", ":")).encode()))
+    def _keep(self, cached: Mapping[str, Any]) -> None:
+        """Write the plan cache, but where a file that it was made from may have changed unseen. Raises OSError."""
+        if self.settled:
+            write_whole(f"{STATE}/{PLAN}", sealed(json.dumps(cached, separators=(",", ":")).encode()))
 
 
 def _read_plan(folder: str) -> dict[str, Any] | None:
@@ -252,12 +259,16 @@ class _Seen:
         self._known: dict[tuple[str, ...], Mapping[str, str]] = {}
         self._toolchains: dict[str, Versions] = {}
         self.guards: dict[str, Signature | None] = {}
+        self.settled = True  # of what was looked at
         self.sources: dict[str, Any] = {}  # path of a lone model file -> what a plan takes of it
         self._looked: dict[str, ModelFacts | None] = {}  # source → its headers, where they had a say
 
     def guard(self, *paths: str) -> None:
         for path in paths:
-            self.guards.setdefault(path, signature(path))
+            if self.guards.get(path, THERE) == THERE:
+                start = time.time_ns()
+                found = self.guards[path] = signature(path)
+                self.settled &= not racy(found, start)
 
     def surroundings(self) -> "Surroundings":
         from edgebuild.load import preferred
@@ -342,8 +353,9 @@ class _Seen:
         return self._looked[target.source]
 
     def _exists(self, path: str) -> bool:
-        self.guard(path if not os.path.exists(path) else os.path.dirname(path) or ".")
-        return os.path.exists(path)
+        there = os.path.exists(path)
+        self.guards.setdefault(path, THERE if there else None)
+        return there
 
     def _templates(self, kind: str) -> Mapping[str, str]:
         """Every template of a kind; a file of the project's own `templates/KIND/` takes the place of the shipped one."""

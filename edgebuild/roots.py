@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from edgebuild import digest
-from edgebuild.artifact import receipt_from_json
+from edgebuild.artifact import receipt_from_bytes
 from edgebuild.files import remove_tree, write_whole
 from edgebuild.noop import STATE
 
@@ -117,7 +117,7 @@ def _key(path: str) -> str:
     """The key that a receipt says; empty where the file is none, which `fresh` takes it for too."""
     try:
         with open(path, "rb") as file:
-            return receipt_from_json(json.loads(file.read())).key
+            return receipt_from_bytes(file.read()).key
     except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return ""
 

@@ -15,7 +15,7 @@ from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, Refused, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import locked, make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
-from edgebuild.fresh import Fresh, read_receipt, receipt_bytes, receipt_of, stored
+from edgebuild.fresh import Fresh, read_receipt, receipt_of, stored
 from edgebuild.memo import signatures
 from edgebuild.noop import STATE, Signature
 from edgebuild.process import Result, Workers
@@ -311,11 +311,11 @@ class Builder:
         if before is None:
             try:  # torn, it is none; and then nothing was delivered yet
                 make_folder(os.path.dirname(begun))
-                write_new(begun, receipt_bytes(receipt))
+                write_new(begun, receipt.to_bytes())
             except FileExistsError:
-                write_whole(begun, receipt_bytes(receipt))
+                write_whole(begun, receipt.to_bytes())
         elif earlier != paths:
-            write_whole(step.receipt, receipt_bytes(replace(receipt, key="")))
+            write_whole(step.receipt, replace(receipt, key="").to_bytes())
         for name, path in step.outputs.items():
             artifact = record.outputs[name]
             if not path.startswith(SOURCES) and not self._in_place(path, artifact):
@@ -324,7 +324,7 @@ class Builder:
         if before is None:
             rename_over(begun, step.receipt)
         else:
-            write_whole(step.receipt, receipt_bytes(receipt))
+            write_whole(step.receipt, receipt.to_bytes())
         self._made[step.name] = dict(receipt.outputs.values())
         memo.forget(step.receipt)
 

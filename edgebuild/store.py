@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from edgebuild import digest
-from edgebuild.artifact import Artifact, Record, record_from_json
+from edgebuild.artifact import Artifact, Record, record_from_bytes
 from edgebuild.files import locked, make_folder, mine, read_whole, remove_tree, rename_over
 from edgebuild.memo import Memo
 
@@ -121,15 +121,14 @@ class Store:
     def record(self, key: str) -> Record | None:
         """The record under this key, or None where there is none that can be read."""
         try:
-            record = record_from_json(json.loads(read_whole(self.record_file(key))))
+            record = record_from_bytes(read_whole(self.record_file(key)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return record if record.key == key else None
 
     def keep(self, record: Record) -> None:
         """Write a record. Everything that it names must be in the store already."""
-        data = json.dumps(record.to_json(), sort_keys=True).encode()
-        self._write(self.record_file(record.key), data)
+        self._write(self.record_file(record.key), record.to_bytes())
 
     def record_file(self, key: str) -> str:
         return f"{self.root}/records/{key[:2]}/{key[2:]}"

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgebuild import noop, shipped
+from edgebuild import fresh, noop, shipped
 from edgebuild.explain import explain
 from edgebuild.fresh import Fresh, remember
 from edgebuild.memo import MEMO, Memo
 from edgebuild.project import Project
+from edgebuild.run import Builder
 from edgebuild.store import Store
 from tests.conftest import PLATFORM, TARGET, Lab, write_model
 
@@ -285,6 +286,43 @@ def test_an_edit_while_the_step_runs(built: Lab, monkeypatch: pytest.MonkeyPatch
     assert built.outputs() == incremental
 
 
+@pytest.mark.parametrize("after", ["the plan", "the steps"])
+def test_an_edit_of_a_target_while_it_is_built(lab: Lab, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build ends with what it planned; the next one is of the new text, and no verdict of before hides that."""
+    text = lab.root / "targets" / "one.yaml"
+    edit: list[None] = [None]
+
+    def edited() -> None:
+        if edit:
+            edit.pop()
+            text.write_text(TARGET + "quantize: {group_size: 64}\n")
+
+    place, name = (Builder, "run") if after == "the plan" else (fresh, "remember")
+    before = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *words: (edited(), before(*words))[1])
+    if after == "the steps":
+        monkeypatch.setattr("tests.conftest.remember", fresh.remember)
+    lab.build(remembers=True)
+    assert not edit
+    time.sleep(0.05)
+    assert noop.recall(noop.identity()) is None
+    assert lab.build(remembers=True)["quantize:one"] == "ran"
+    assert noop.recall(noop.identity()) is not None
+
+
+def test_what_a_build_adds_beside_what_it_reads_makes_no_new_plan(built: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation data in the project's own folder, where `build/` and `dist/` appear: that the data are there is what a plan asks."""
+    for name in ("build", "dist", ".edgebuild"):
+        shutil.rmtree(built.root / name)
+    time.sleep(0.05)
+    built.build(remembers=True)
+    assert noop.recall(noop.identity()) is not None
+    monkeypatch.setattr(Project, "_make", lambda project: pytest.fail("planned anew"))
+    assert Project().current()
+    (built.root / "data.npz").unlink()
+    assert noop.recall(noop.identity()) is None
+
+
 def test_archive_switched_off_and_on(built: Lab) -> None:
     target = built.root / "targets" / "one.yaml"
     target.write_text(FULL + "package: {archive: false}\n")
@@ -363,6 +401,7 @@ def test_what_was_touched_and_holds_what_it_held_is_no_work(built: Lab) -> None:
     def settled() -> None:
         time.sleep(0.05)
         assert set(built.build().values()) <= {"fresh", "ran", "restored"}
+        time.sleep(0.05)
         project = Project()
         remember(project, Fresh(project))
         project.memo.save()

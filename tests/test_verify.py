@@ -277,10 +277,10 @@ def test_a_damaged_object_is_removed_and_made_again(built: Lab) -> None:
     [
         (lambda path: path.write_bytes(b"{"), ": cannot be read"),
         (
-            lambda path: path.write_text(path.read_text().replace('"scheme": "int8"', '"scheme": "int4"')),
+            lambda path: path.write_text(path.read_text().replace('"scheme":"int8"', '"scheme":"int4"')),
             ": cannot be read",  # its seal is broken
         ),
-        (lambda path: path.write_text(path.read_text().replace('"model": "', '"model": "f', 1)), ": cannot be read"),
+        (lambda path: path.write_text(path.read_text().replace('"model":"', '"model":"f', 1)), ": cannot be read"),
         (lambda path: path.rename(path.with_name("0" * 62)), "(quantize:one): its key"),
     ],
 )

@@ -142,11 +142,11 @@ def another_meaning(path: Path, others: list[Path], rng: random.Random) -> None:
     value = json.loads(text)
     steps = value[1].get("steps") if isinstance(value, list) else None  # of a plan: what else it holds makes it another plan's
     words = _words(steps or value) or ["e"]
-    if '"refused": ""' in text and rng.random() < 0.2:
-        changed = text.replace('"refused": ""', '"refused": "no"')
-    elif '"refused": "' in text and '"refused": ""' not in text:
+    if '"refused":""' in text and rng.random() < 0.2:
+        changed = text.replace('"refused":""', '"refused":"no"')
+    elif '"refused":"' in text and '"refused":""' not in text:
         value["refused"] = ""
-        changed = json.dumps(value, indent=1)
+        changed = json.dumps(value, separators=(",", ":"))
     else:
         word = rng.choice(words)
         pool = words if steps or not others else _words(json.loads(rng.choice([path, *others]).read_text()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgebuild import digest, files, process, run, store
 from edgebuild.artifact import Artifact, Receipt
-from edgebuild.fresh import Fresh, key_now, read_receipt, receipt_bytes
+from edgebuild.fresh import Fresh, key_now, read_receipt
 from edgebuild.run import Builder
 from edgebuild.store import Store
 
@@ -82,7 +82,7 @@ def outputs_before_their_receipt() -> None:
     def early(self: Builder, step: Any, record: Any, before: Any) -> None:
         made = {name: (path, record.outputs[name].digest) for name, path in step.outputs.items()}
         receipt = Receipt(key=record.key, outputs=made, refused=record.refused)
-        files.write_whole(step.receipt, receipt_bytes(receipt))
+        files.write_whole(step.receipt, receipt.to_bytes())
         deliver(self, step, record, receipt)
 
     Builder._deliver = early  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 python -m tests.sweeps.trust GUARD [WORDS]      # `edgebuild WORDS` with that guard switched off
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from edgebuild import artifact, fresh, memo, noop, process, project, run, tasks
+from edgebuild import artifact, memo, noop, process, project, run, tasks
 from edgebuild.memo import Memo
 from edgebuild.run import Builder
 from edgebuild.store import Store
@@ -48,15 +49,11 @@ def ctime_in_the_memo() -> None:
 
 
 def ctime_in_signatures() -> None:
-    def signature(path: str) -> noop.Signature | None:
-        try:
-            found = os.stat(path)
-        except OSError:
-            return None
+    def signed(found: os.stat_result) -> noop.Signature:
         return [found.st_mtime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode]
 
-    for module in (noop, fresh, memo, project):
-        module.signature = signature  # type: ignore[attr-defined]
+    for module in (noop, memo):
+        module.signed = signed  # type: ignore[attr-defined]
 
 
 def what_was_touched_is_hashed() -> None:
@@ -83,7 +80,7 @@ def inputs_looked_at_again() -> None:
 
 
 def seals_of_receipts_and_records() -> None:
-    artifact._check_seal = lambda kind, data: None
+    artifact._unsealed = lambda kind, sealed: json.loads(sealed)
 
 
 def seals_of_the_memo_and_the_plan() -> None:
