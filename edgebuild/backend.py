@@ -72,10 +72,15 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
-    """A recipe of a ladder: the quantize parameters that it sets. It makes sense for a model that has one of `operators`, or any if empty."""
+    """A recipe of a ladder: the quantize parameters that it sets.
+
+    It makes sense for a model that has one of `operators`, or any if empty, and of whose weights convolutions read at most the
+    share `convolutions`.
+    """
 
     sets: Mapping[str, Any]
     operators: Sequence[str] = ()
+    convolutions: float = 1.0
 
 
 class Session(Protocol):

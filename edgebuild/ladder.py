@@ -4,7 +4,7 @@ The only module that selects by what was measured. It looks at values, not at th
 is the gate's, on data that had no part in the choice.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgebuild.errors import Refused
 # What decides. Of the gates that a target has, the others (times, memory) are measured for the chosen recipe alone.
 QUALITY = ("quality", "flip_rate", "cosine", "snr", "kl_mean", "same_top", "perplexity_ratio")
 DECIDING = (*QUALITY, "weights_ratio")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 UNQUANTIZED = "leave this model unquantized (quantize: {scheme: none})"
 
 
@@ -45,17 +46,16 @@ def limits(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     }
 
 
-def walk(params: Mapping[str, Any], operators: Collection[str], attempt: Callable[[str], Made]) -> Walk:
-    """Try the rungs in `params` (as plan writes them) on a model that has these operators. Raises what `attempt` raises but Refused."""
+def walk(params: Mapping[str, Any], facts: Mapping[str, Any], attempt: Callable[[str], Made]) -> Walk:
+    """Try the rungs in `params` (as plan writes them) on a model of these facts. Raises what `attempt` raises but Refused."""
     rows: list[dict[str, Any]] = []
     chosen = ""
     reports: dict[str, Mapping[str, Any]] = {}
     for name in params["order"]:
-        needs = params["rungs"][name]["operators"]
         row: dict[str, Any] = {"name": name, "held": None, "values": {}, "bytes": None}
         rows.append(row)
-        if needs and not set(needs) & set(operators):
-            row["reason"] = f"not tried: the model has no {' or '.join(needs)}"
+        if unsuited := _unsuited(params["rungs"][name], facts):
+            row["reason"] = f"not tried: {unsuited}"
         elif chosen:
             row["reason"] = f"not tried: {chosen} holds"
         else:
@@ -66,6 +66,17 @@ def walk(params: Mapping[str, Any], operators: Collection[str], attempt: Callabl
         return Walk(chosen=chosen, why=why, report={**reports[chosen], "rung": chosen, "rungs": rows})
     refused = _refusal(params["gates"], rows)
     return Walk(chosen="", why=refused, report={"rung": None, "rungs": rows, "reason": refused})
+
+
+def _unsuited(rung: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Why a rung makes no sense for this model; empty where it does."""
+    needs, weights = rung["operators"], facts["weights"]
+    if needs and not set(needs) & set(facts["operators"]):
+        return f"the model has no {' or '.join(needs)}"
+    convolved = sum(weights.get(name, 0) for name in CONVOLUTIONS) / max(sum(weights.values()), 1)
+    if convolved > rung["convolutions"]:
+        return f"{100 * convolved:.1f} % of the model's weights are of convolutions, which it leaves as they are"
+    return ""
 
 
 def _try(

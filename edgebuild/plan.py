@@ -462,8 +462,13 @@ def _ladder(
         quantize = _quantize(make, convert, facts, parameters, rung)
         evaluate = _evaluate(make, quantize, baseline, "choosing", rung)
         steps += [quantize, evaluate]
-        operators = sorted(BACKENDS[make.choice.framework].LADDER[rung].operators)
-        rungs[rung] = {"operators": operators, "quantize": quantize.recipe, "evaluate": evaluate.recipe}
+        suits = BACKENDS[make.choice.framework].LADDER[rung]
+        rungs[rung] = {
+            "operators": sorted(suits.operators),
+            "convolutions": suits.convolutions,
+            "quantize": quantize.recipe,
+            "evaluate": evaluate.recipe,
+        }
     data = {"data": target.evaluation} if target.evaluation else {}
     gates = ladder.limits({metric: limit.to_json() for metric, limit in target.gates.items()})
     chosen = make.step(

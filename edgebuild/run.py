@@ -241,8 +241,8 @@ class Builder:
         """Walk a ladder: the chosen rung's model is linked from the store. Where none holds, `model` is an empty folder."""
         start = time.monotonic()
         with open(step.inputs["facts"], encoding="utf-8") as file:
-            operators = json.load(file)["operators"]
-        found = ladder.walk(self.project.recipes[step.recipe]["params"], operators, functools.partial(self._climb, step))
+            facts = json.load(file)
+        found = ladder.walk(self.project.recipes[step.recipe]["params"], facts, functools.partial(self._climb, step))
         if found.chosen:
             made = self._artifact(self.project.steps[f"quantize:{step.target}.{found.chosen}"])
             with self._beside_gc(step):

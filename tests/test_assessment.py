@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save_file
 
@@ -18,6 +19,7 @@ from edgebuild.assessment import look
 from edgebuild.backends import BACKENDS
 from edgebuild.errors import EdgebuildError, StepFailed, UserError
 from edgebuild.formats import gguf
+from edgebuild.formats.onnx import read
 from tests.conftest import ROOT
 from tests.loopback import COMMIT, Loopback, serve
 from tests.sweeps.malformed_models import blob, headed, key, text, texts
@@ -83,6 +85,15 @@ def test_for_people() -> None:
     assert "licence        not stated in its files" in shown
     assert any(line.split()[:5] == ["int4,", "groups", "of", "64", "about"] for line in shown)
     assert "opsets         ai.onnx 18" in run(DIGITS).splitlines()
+
+
+def test_a_size_that_an_exporter_wrote_as_minus_one_is_free(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    shape = [value(name, onnx.TensorProto.FLOAT, [-1, 3, "height"]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "exported", [shape[0]], [shape[1]])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    assert read(str(tmp_path / "model.onnx")).inputs[0].shape == (None, 3, "height")
 
 
 def test_a_mixture_of_experts_that_sees(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def evidence(lab: Lab) -> dict[str, Any]:
 
 
 # -- the walk -------------------------------------------------------------------------------------------------------------
-def rung(name: str, *operators: str) -> dict[str, Any]:
-    return {"name": name, "operators": list(operators)}
+def rung(name: str, *operators: str, convolutions: float = 1.0) -> dict[str, Any]:
+    return {"name": name, "operators": list(operators), "convolutions": convolutions}
 
 
 def made(**values: float | None) -> ladder.Made:
@@ -76,7 +76,7 @@ def walked(gates: Mapping[str, Any], *rungs: dict[str, Any], **results: ladder.M
 
     limits = {metric: {"min": None, "max": None, **bound} for metric, bound in gates.items()}
     params = {"order": [one["name"] for one in rungs], "rungs": {one["name"]: one for one in rungs}, "gates": limits}
-    return ladder.walk(params, {"Conv": 3}, attempt), tried
+    return ladder.walk(params, {"operators": {"Conv": 3}, "weights": {"Conv": 900, "MatMul": 100}}, attempt), tried
 
 
 def test_the_first_that_holds_is_taken_by_its_value_alone() -> None:
@@ -85,6 +85,7 @@ def test_the_first_that_holds_is_taken_by_its_value_alone() -> None:
         {"quality": {"min": 0.98}, "weights_ratio": {"max": 0.35}},
         rung("a"),
         rung("b", "LSTM", "GRU"),
+        rung("b2", convolutions=0.85),
         rung("c", "Conv"),
         rung("d"),
         a=made(quality=0.97),
@@ -96,6 +97,7 @@ def test_the_first_that_holds_is_taken_by_its_value_alone() -> None:
     assert [(row["name"], row["held"], row["reason"]) for row in found.report["rungs"]] == [
         ("a", False, "quality 0.97 < min 0.98"),
         ("b", None, "not tried: the model has no LSTM or GRU"),
+        ("b2", None, "not tried: 90.0 % of the model's weights are of convolutions, which it leaves as they are"),
         ("c", True, found.why),
         ("d", None, "not tried: c holds"),
     ]

@@ -48,7 +48,11 @@ LADDER: Mapping[str, Rung] = {
     ),
     "conv": Rung(sets={"activations": "uint8", "quantized": ["Conv"]}, operators=("Conv",)),
     "conv-clipped": Rung(sets={"activations": "uint8", "quantized": ["Conv"], "clip": 0.1}, operators=("Conv",)),
-    "dynamic-matmul": Rung(sets={"dynamic": True, "quantized": [*_MATRICES, "Gather"]}, operators=_MATRICES),
+    "dynamic-matmul": Rung(
+        sets={"dynamic": True, "quantized": [*_MATRICES, "Gather"]},
+        operators=_MATRICES,
+        convolutions=0.9,  # else nearly all of the model would stay as it is
+    ),
     "sensitive": Rung(sets={"activations": "uint8", "bias": False, "float": 0.25}),
 }
 CLIPPING = 256_000_000  # bytes of calibration that are held at once where ranges are clipped

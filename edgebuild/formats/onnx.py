@@ -201,7 +201,9 @@ def _value_info(view: memoryview) -> Tensor:
                     elif part == 2:
                         for _, _, dim in _fields(inner):
                             sizes = {n: v for n, _, v in _fields(dim)}
-                            shape.append(int(sizes[1]) if 1 in sizes else _text(sizes[2]) if 2 in sizes else None)
+                            size = int(sizes[1]) if 1 in sizes else -1
+                            known = 0 <= size < 2**63  # some exporters write -1 for what is free
+                            shape.append(size if known else _text(sizes[2]) if 2 in sizes else None)
     return Tensor(name=name, dtype=dtype, shape=tuple(shape))
 
 
