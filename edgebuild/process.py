@@ -164,7 +164,7 @@ class Workers:
         seconds: float,
     ) -> Result:
         used = f"used {(peak or 0) / 1e9:.2f} GB of memory"
-        whose = f"its limit of {memory / 1e9:.2f} GB" if memory else f"the {_machine_memory() / 1e9:.2f} GB of this machine"
+        whose = f"its limit of {memory / 1e9:.2f} GB" if memory else f"the {_machine_memory() / 1e9:.2f} GB that may be used here"
         raised = "raise limits.memory" if memory else "build on a larger machine"
         advice = f"{raised}, or take a smaller model"
         if ended == "memory":

@@ -4,17 +4,19 @@
 
 The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
 backend. One by one, each is built in a project of its own with an empty store, as eight commands that know nothing of each other.
-Toolchains are made before, where they are not there yet (`edgebuild toolchain install --all`), and are in neither time. Both
+The model is as published ones are, without golden logits. The seconds of each kind of step are printed for both. Toolchains are made before, where they are not there yet (`edgebuild toolchain install --all`), and are in neither time. Both
 ways the same bundles must come out, byte for byte. Exits 1 where the eight together take more than half the sum.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from measuring import Figures, command, median
@@ -40,7 +42,7 @@ package: {{kind: folder, version: 1.0.0}}
 def project(folder: Path, model: Path, names: list[str]) -> Path:
     """With these of the eight targets; nothing is built yet."""
     folder.mkdir()
-    shutil.copytree(model, folder / "model")
+    shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns("golden.safetensors"))
     shutil.copyfile(ROOT / "targets/data/eval.txt", folder / "eval.txt")
     shutil.copyfile(ROOT / "dodo.py", folder / "dodo.py")
     (folder / "targets").mkdir()
@@ -59,6 +61,15 @@ def built(root: Path) -> float:
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}")
     return time.monotonic() - start
+
+
+def by_verb(*roots: Path) -> Counter[str]:
+    """Seconds of the steps that ran, by what they do."""
+    spent: Counter[str] = Counter()
+    for root in roots:
+        for step in json.loads((root / ".edgebuild/last-run.json").read_text())["steps"]:
+            spent[step["name"].partition(":")[0]] += step["seconds"] or 0
+    return spent
 
 
 def bundles(root: Path) -> dict[str, bytes]:
@@ -85,6 +96,9 @@ def main() -> int:
                 made |= bundles(one)
             if made != bundles(together):
                 sys.exit("the bundles are not the same")
+            apart, whole = by_verb(*(Path(folder, name) for name in names)), by_verb(together)
+            for verb, seconds in apart.most_common():
+                print(f"  {verb:<20} {whole[verb]:6.1f} s, one by one {seconds:6.1f} s")
         print(f"  together {shared:.1f} s, one by one {alone:.1f} s", flush=True)
         ratios.append(shared / alone)
     figures.state("eight targets : one by one", median(ratios), "×", LIMIT)
