@@ -53,7 +53,9 @@ LADDER: Mapping[str, Rung] = {
         operators=_MATRICES,
         convolutions=0.9,  # else nearly all of the model would stay as it is
     ),
-    "sensitive": Rung(sets={"activations": "uint8", "bias": False, "float": 0.25}),
+    "sensitive": Rung(
+        sets={"activations": "uint8", "quantized": ["Conv", "ConvTranspose", "Gemm", "MatMul"], "bias": False, "float": 0.25}
+    ),
 }
 CLIPPING = 256_000_000  # bytes of calibration that are held at once where ranges are clipped
 LOOKS = 4  # calibration samples that tell which nodes lose most; every tensor of the model is held for each of them
