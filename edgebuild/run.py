@@ -76,8 +76,9 @@ class Builder:
 
     def _run(self, step: Step, start: float) -> Done:
         before = read_receipt(step.receipt)
+        look = self.project.memo.of  # what a run has seen will do for a restore: its receipt says of which inputs it is
         for _ in range(TRIES):
-            inputs = self._inputs(step)
+            inputs = self._inputs(step, look)
             key = step.key(inputs)
             with self.project.store.lock(key):
                 again = step.name in self.fresh.again
@@ -92,6 +93,7 @@ class Builder:
                     record = self._make(step, key, inputs, before)
                 if record is not None:
                     break
+                look = self.project.memo.look
         else:
             raise InputChanged(
                 f"an input was edited while it ran, {TRIES} times; nothing was kept; build again when the files are at rest"
@@ -105,10 +107,10 @@ class Builder:
         seconds = time.monotonic() - start
         return Done(name=step.name, outcome=outcome, reason=reason, seconds=seconds, summary=record.summary)
 
-    def _inputs(self, step: Step) -> dict[str, str]:
-        """The digest of every input, as it is at this moment. What a step before made must be what its receipt says."""
+    def _inputs(self, step: Step, look: Callable[[str], str]) -> dict[str, str]:
+        """The digest of every input by this `look`. What a step before made must be what its receipt says."""
         try:
-            found = {role: self.project.memo.look(path) for role, path in step.inputs.items()}
+            found = {role: look(path) for role, path in step.inputs.items()}
         except FileNotFoundError as error:
             raise StepFailed(f"its input {error.filename} is missing") from error
         for name in step.after:
@@ -131,13 +133,13 @@ class Builder:
         Also where it was edited back before the action ended: its digest is the same, and the action may have read another.
         """
         seen = _seen(step)
-        if self._inputs(step) != inputs:
+        if self._inputs(step, self.project.memo.look) != inputs:
             return None
         log = f"{STATE}/logs/{step.target}/{step.stem}.log"
         with self.project.store.scratch() as scratch:
             download = self._download(step, key, scratch)
             outputs, result = self.act(step, step.inputs, scratch, log, download)
-            if _seen(step) != seen or self._inputs(step) != inputs:
+            if _seen(step) != seen or self._inputs(step, self.project.memo.look) != inputs:
                 return None
             with self._beside_gc(step):
                 record = self._publish(step, key, inputs, outputs, result, _digest_of_log(self.project, log))

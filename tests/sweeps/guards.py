@@ -103,8 +103,8 @@ def outputs_held_against_their_receipt() -> None:
 
 
 def inputs_held_against_receipts() -> None:
-    def inputs(self: Builder, step: Any) -> dict[str, str]:
-        return {role: self.project.memo.look(path) for role, path in step.inputs.items()}
+    def inputs(self: Builder, step: Any, look: Any) -> dict[str, str]:
+        return {role: look(path) for role, path in step.inputs.items()}
 
     Builder._inputs = inputs  # type: ignore[method-assign]
 

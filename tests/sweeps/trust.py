@@ -65,8 +65,8 @@ def inputs_looked_at_again() -> None:
     look, make = Builder._inputs, Builder._make
     before: dict[str, dict[str, str]] = {}
 
-    def inputs(self: Builder, step: Any) -> dict[str, str]:
-        return before.get(step.name) or look(self, step)
+    def inputs(self: Builder, step: Any, how: Any) -> dict[str, str]:
+        return before.get(step.name) or look(self, step, how)
 
     def made(self: Builder, step: Any, key: str, found: Any, earlier: Any) -> Any:
         before[step.name] = found
