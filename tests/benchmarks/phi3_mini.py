@@ -41,6 +41,7 @@ def make(folder: Path, layers: int) -> int:
     config = json.loads((ROOT / "targets/models/tiny-phi3/config.json").read_text())
     config |= {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "vocab_size": VOCABULARY, "num_hidden_layers": layers}
     config |= {"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096}
+    config |= {"original_max_position_embeddings": 4096, "sliding_window": 2047}
     config |= {"tie_word_embeddings": False, "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("modeling_phi3.py", "configuration_phi3.py"):
