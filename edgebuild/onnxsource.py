@@ -154,16 +154,23 @@ def check_quantized(done: int, possible: int, operators: Sequence[str], before: 
         )
 
 
-class OnnxSession:
-    """An ONNX file in ONNX Runtime's CPU provider, on one thread."""
+# Of onnxruntime_session_options_config_keys.h. For few passes: 2.6 GB of weights in a file of their own, mapped, take 0.07 GB of
+# memory in place of 2.3, and are loaded in 0.1 s in place of 5.5.
+UNPACKED = "session.disable_prepacking"
 
-    def __init__(self, path: Path, optimised: bool = True) -> None:
+
+class OnnxSession:
+    """An ONNX file in ONNX Runtime's CPU provider, on one thread. Unless `packed`, weights that lie beside it stay mapped."""
+
+    def __init__(self, path: Path, optimised: bool = True, packed: bool = True) -> None:
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = THREADS
         options.log_severity_level = 3
+        if not packed:
+            options.add_session_config_entry(UNPACKED, "1")
         if not optimised:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:

@@ -187,7 +187,7 @@ def _built(action: Action, facts: ModelFacts, folder: Path) -> dict[str, Any]:
         }
         answer = _run(Path(scratch), source, [{"type": "ModelBuilder", "precision": "fp32"}])
         _take(answer, folder)
-        session = open(folder)
+        session = TextSession(folder, packed=False)
         try:
             reference.same_tokenizer(session, staged)
             report = reference.hold(session, action)

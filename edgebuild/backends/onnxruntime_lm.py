@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,10 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
 
 
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
-    """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays."""
+    """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays.
+
+    The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes.
+    """
     from edgebuild import samples
 
     count, matrices = sum(facts.parameters.values()), sum(facts.weights.values())
@@ -81,16 +84,25 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     if scheme != "none":
         each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
         made -= int((4 - each) * (matrices - embedding))
-    making = IMPORTED + 2 * whole
+    making = IMPORTED + (whole + made if scheme != "none" else whole // 8 + 6 * facts.largest)
+    if facts.experts:
+        making = IMPORTED + 2 * whole  # whose experts it stacks
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
-    return Estimate(artifact=made + others, making=making, running=RUNNING + 2 * made + answers)
+    return Estimate(
+        artifact=made + others,
+        making=making,
+        running=RUNNING + 2 * made + answers,
+        holding=RUNNING + 24 * samples.WINDOW * (facts.vocabulary or 0),
+    )
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
     """Weights in float32; byte for byte the same from any folder."""
     count = sum(facts.parameters.values())
     # onnxruntime-genai leaves the space that some tokenizers put before a text's first word.
-    return reference.convert(action, "float32", count, _build, LmSession, "onnxruntime-genai's tokenizer", leaves=" ")
+    return reference.convert(
+        action, "float32", count, _build, partial(LmSession, packed=False), "onnxruntime-genai's tokenizer", leaves=" "
+    )
 
 
 def quantize(action: Action) -> Outcome:
@@ -127,11 +139,11 @@ def quantize(action: Action) -> Outcome:
 
 
 class LmSession:
-    """A model and its tokenizer in onnxruntime-genai, on the CPU."""
+    """A model and its tokenizer in onnxruntime-genai, on the CPU. Unless `packed`, its weights stay mapped: for few passes."""
 
     inputs: Sequence[Mapping[str, Any]] = ()
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, packed: bool = True) -> None:
         with _framework("load the model"):
             import onnxruntime
             import onnxruntime_genai as genai
@@ -140,7 +152,9 @@ class LmSession:
             genai.disable_telemetry_events()
             self._threads = machine.threads(_weights(folder))
             config = genai.Config(str(folder))
-            options = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1, "log_severity_level": 3}
+            options: dict[str, Any] = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1, "log_severity_level": 3}
+            if not packed:
+                options[onnxsource.UNPACKED] = "1"
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model: Any = genai.Model(config)
             self._tokenizer: Any = genai.Tokenizer(self._model)
