@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from edgebuild.backends import onnxruntime, onnxruntime_lm
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import BadInput, StepFailed
 from tests.backends import language
-from tests.backends.language import random_weights
+from tests.backends.language import PHI3_MINI, random_weights
 from tests.backends.phi3 import (
     MODEL,
     TOKENS,
@@ -132,6 +133,19 @@ def test_quantize(converted: Path, tmp_path: Path, given: dict[str, Any]) -> Non
         assert 0.97 < size / expected < 1.03
     tokens = golden(MODEL).tokens
     assert 0 < divergence(logits(converted, tokens), logits(tmp_path / "out", tokens)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "converting", "quantizing"),
+    [(4, 650_013_696, 1.32e9, 3.60e9), (10, 1_329_527_808, 1.66e9, 6.69e9)],
+)
+def test_estimates_of_phi3_mini_are_as_measured(layers: int, count: int, converting: float, quantizing: float) -> None:
+    """Of memory, by `own_commands.py`: a conversion holds some copies of the largest tensor, and is held with weights mapped."""
+    facts = replace(PHI3_MINI, layers=layers, parameters={"BF16": count}, weights={"": count - (2 * layers + 1) * 3072})
+    none = onnxruntime.estimate(facts, "none", {}, 10**11)
+    int4 = onnxruntime.estimate(facts, "int4", onnxruntime.parameters("int4", {"group_size": 64}, False), 10**11)
+    assert converting < max(none.making, none.holding or 0) < 1.1 * converting
+    assert quantizing < int4.making < 1.1 * quantizing
 
 
 @needs_onnxruntime_lm
