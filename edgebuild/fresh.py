@@ -125,7 +125,7 @@ def remember(project: Project, fresh: Fresh) -> None:
     seen |= noted
     if any(racy(found, start) for found in seen.values()):
         return
-    seen |= project.guards
+    seen = project.guards | seen  # in this order: of data a plan asks only that they are there, a verdict what they hold
     note = {"identity": project.identity(), "seen": seen, "steps": [step.name for step in steps if step.verb != "build"]}
     try:
         write_whole(NOTE, sealed(json.dumps(note, separators=(",", ":")).encode()))

@@ -319,8 +319,13 @@ def test_what_a_build_adds_beside_what_it_reads_makes_no_new_plan(built: Lab, mo
     assert noop.recall(noop.identity()) is not None
     monkeypatch.setattr(Project, "_make", lambda project: pytest.fail("planned anew"))
     assert Project().current()
-    (built.root / "data.npz").unlink()
+    data = built.root / "data.npz"
+    data.rename("elsewhere")
     assert noop.recall(noop.identity()) is None
+    os.rename("elsewhere", data)
+    data.write_bytes(data.read_bytes()[:-1])
+    assert noop.recall(noop.identity()) is None
+    assert not Fresh(Project())(Project().steps["evaluate:one"])
 
 
 def test_archive_switched_off_and_on(built: Lab) -> None:
