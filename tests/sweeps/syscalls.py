@@ -127,7 +127,7 @@ def edgebuild(root: Path, words: tuple[str, ...], guard: str, workers: bool = Fa
         process.Workers.perform = _perform  # type: ignore[assignment, method-assign]
     if steady:
         process._watch = _wait
-        memo.racy, project.racy = (lambda found: True), (lambda found: False)  # type: ignore[attr-defined]
+        memo.racy, project.racy = (lambda *found: True), (lambda *found: False)  # type: ignore[attr-defined]
     if guard:
         GUARDS[guard]()
     return cli.main(list(words))
