@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from edgebuild import digest
 from edgebuild.files import sealed, unsealed, write_whole
-from edgebuild.noop import STATE, Signature, racy, signature, signed
+from edgebuild.noop import STATE, Signature, racy, signature, signature_of
 from edgebuild.step import SOURCES
 
 MEMO = f"{STATE}/memo.json"
@@ -58,7 +58,7 @@ class Memo:
         """The digest of a file or directory as it is at this moment."""
         found = os.stat(path)
         if self._noted is not None:
-            self._noted[path] = signed(found)
+            self._noted[path] = signature_of(found)
         if stat.S_ISDIR(found.st_mode):
             return digest.of_tree(self.entries(path))
         return self._file(path, found)
@@ -74,7 +74,7 @@ class Memo:
                 name = prefix + entry.name
                 status = entry.stat(follow_symlinks=follow)
                 if self._noted is not None:
-                    self._noted[entry.path] = signed(status)
+                    self._noted[entry.path] = signature_of(status)
                 if stat.S_ISDIR(status.st_mode):
                     yield from self.entries(entry.path, name + "/")
                 elif stat.S_ISREG(status.st_mode):

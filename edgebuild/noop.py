@@ -28,10 +28,11 @@ def signature(path: str) -> Signature | None:
         found = os.stat(path)
     except OSError:
         return None
-    return signed(found)
+    return signature_of(found)
 
 
-def signed(found: os.stat_result) -> Signature:
+def signature_of(found: os.stat_result) -> Signature:
+    """Of a path that was looked at already."""
     return [found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode]
 
 

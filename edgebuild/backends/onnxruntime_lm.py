@@ -86,7 +86,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
         made -= int((4 - each) * (matrices - embedding))
     making = IMPORTED + (whole + made if scheme != "none" else whole // 8 + 6 * facts.largest)
     if facts.experts:
-        making = IMPORTED + 2 * whole  # whose experts it stacks
+        making = IMPORTED + 2 * whole  # not measured: more than all of it at once
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
     return Estimate(
         artifact=made + others,

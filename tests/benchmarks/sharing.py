@@ -4,8 +4,9 @@
 
 The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
 backend. One by one, each is built in a project of its own with an empty store, as eight commands that know nothing of each other.
-The model is as published ones are, without golden logits. The seconds of each kind of step are printed for both. Toolchains are made before, where they are not there yet (`edgebuild toolchain install --all`), and are in neither time. Both
-ways the same bundles must come out, byte for byte. Exits 1 where the eight together take more than half the sum.
+The model is as published ones are, without golden logits. Toolchains are made before, where they are not there yet
+(`edgebuild toolchain install --all`), and are in neither time. The seconds of each kind of step are printed for both. Both ways the
+same bundles must come out, byte for byte. Exits 1 where the eight together take more than half the sum.
 """
 
 import argparse

@@ -49,11 +49,11 @@ def ctime_in_the_memo() -> None:
 
 
 def ctime_in_signatures() -> None:
-    def signed(found: os.stat_result) -> noop.Signature:
+    def signature_of(found: os.stat_result) -> noop.Signature:
         return [found.st_mtime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode]
 
     for module in (noop, memo):
-        module.signed = signed  # type: ignore[attr-defined]
+        module.signature_of = signature_of  # type: ignore[attr-defined]
 
 
 def what_was_touched_is_hashed() -> None:
