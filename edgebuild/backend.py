@@ -53,13 +53,13 @@ class ModelFacts:
 class Estimate:
     """About what a model will take, in bytes: its artifact; memory (RssAnon) at the peak of making it, and of running it.
 
-    `holding`: of running it once, to hold it against its source, where that takes less.
+    `holding`: what its source takes beside it where both are run, to hold the one against the other.
     """
 
     artifact: int
     making: int
     running: int
-    holding: int | None = None
+    holding: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +144,14 @@ class Backend(Protocol):
         """
 
     def convert(self, action: Action, facts: ModelFacts) -> Outcome:
-        """In a worker: the source (inputs `model`, `model/…`) → a runnable model at output `model`, held against its source."""
+        """In a worker: the source (inputs `model`, `model/…`) → a runnable model at output `model`."""
+
+    def hold(self, session: Session, source: Mapping[str, Path], facts: ModelFacts) -> Mapping[str, Any]:
+        """In a worker: hold a converted model, as it was opened, against its source: files by role, as `convert` has them.
+
+        The report's JSON, with `verified`, and `against`: what each reference said; or the `reason`. Raises StepFailed where they
+        disagree.
+        """
 
     def quantize(self, action: Action, facts: ModelFacts) -> Outcome:
         """In a worker: the converted model (input `model`) → output `model`."""

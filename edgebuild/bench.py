@@ -149,10 +149,12 @@ def _time(action: Action, name: str, view: str, language: bool, calls: int, seco
     timing = _Timing()
     order = {"backend": name, "view": view, "language": language}
     with _Child("baseline", action.inputs[_input("baseline")], {**order, "modules": None}) as scout:
-        order["modules"] = scout.hello["modules"]
+        order["modules"] = scout.answer()["modules"]
     with ExitStack() as stack:
         children = {role: stack.enter_context(_Child(role, action.inputs[_input(role)], order)) for role in ROLES}
-        timing.about = {role: child.hello for role, child in children.items()}
+        for child in children.values():
+            child.answer()  # both import at once; each is alone while it loads
+        timing.about = {role: child.ask({"load": True}) for role, child in children.items()}
         timing.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         probes = _spin()
         _alternate(children, timing, calls, seconds)
@@ -188,9 +190,7 @@ def _spin() -> NDArray[np.float64]:
 
 
 class _Child:
-    """A process with one loaded artifact. `hello`: what it said of itself when it was warm."""
-
-    hello: dict[str, Any]
+    """A process with one artifact. What it is ordered and asked, and what it answers, `_serve` says."""
 
     def __init__(self, role: str, path: Path, order: Mapping[str, Any]) -> None:
         self._role, self._order = role, {**order, "model": str(path.absolute())}
@@ -207,7 +207,7 @@ class _Child:
             encoding="utf-8",
         )
         try:
-            self.hello = self._ask(self._order)
+            self.order(self._order)
         except BaseException:
             self._end()
             raise
@@ -218,14 +218,24 @@ class _Child:
 
     def block(self, calls: int) -> NDArray[np.float64]:
         """Latencies of `calls` calls, in seconds."""
-        return np.array(self._ask({"calls": calls})["latencies"], dtype=np.float64) * 1e-9
+        return np.array(self.ask({"calls": calls})["latencies"], dtype=np.float64) * 1e-9
 
-    def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        self.order(order)
+        return self.answer()
+
+    def order(self, order: Mapping[str, Any]) -> None:
         assert self._process.stdin
-        assert self._process.stdout
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
+        except OSError as error:
+            raise StepFailed(f"benchmark of the {self._role}: {_ended(self._process)}") from error
+
+    def answer(self) -> dict[str, Any]:
+        """To what it was ordered last. Raises StepFailed."""
+        assert self._process.stdout
+        try:
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             raise StepFailed(f"benchmark of the {self._role}: {_ended(self._process)}") from error
@@ -393,10 +403,10 @@ def _seconds(value: float) -> str:
 
 
 def _serve(order: Mapping[str, Any], commands: IO[str], answer: Callable[[Mapping[str, Any]], None]) -> None:
-    """Load, warm up, say so; then time as many calls as each line asks for.
+    """Import, and say so; where a line asks for it load, warm up, and say so; then time as many calls as each line asks for.
 
-    `modules` are those that a first child needed for the same, which is asked for them by null: imported before the model
-    they are the idle runtime, and what memory is used beyond it is the model's.
+    `modules` are those that a first child needed for the same, which is asked for them by null, and loads at once: imported
+    before the model they are the idle runtime, and what memory is used beyond it is the model's.
     """
     backend: Backend = importlib.import_module(f"edgebuild.backends.{order['backend']}")
     before = set(sys.modules)
@@ -405,6 +415,10 @@ def _serve(order: Mapping[str, Any], commands: IO[str], answer: Callable[[Mappin
             importlib.import_module(module)
         except Exception:  # noqa: BLE001 - a framework's own module; where it does not load, it counts as the model's
             continue
+    if order["modules"] is not None:
+        answer({"imported": True})
+        if not commands.readline():
+            return
     idle = Memory()
     start = time.perf_counter_ns()
     session = backend.open(Path(order["model"]), order["view"])

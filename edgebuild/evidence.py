@@ -29,7 +29,7 @@ def run(action: Action) -> Outcome:
         "toolchain": params["toolchain"],
         "isa": params["isa"],
         "model": _read(action.inputs["facts"]),
-        "conversion": _optional(action, "report/convert"),
+        "conversion": {**_read(action.inputs["report/convert"]), **_read(action.inputs["report/held"])},
         "quantization": _optional(action, "report/quantize"),
         "measurements": measurements,
         "gates": verdicts,

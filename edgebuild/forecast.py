@@ -19,7 +19,7 @@ from edgebuild.explain import State, explain
 from edgebuild.facts import facts_of
 from edgebuild.fresh import read_receipt, receipt_of, stored
 from edgebuild.project import Project
-from edgebuild.reference import GOLDEN, IMPORTED, fits, memory_of
+from edgebuild.reference import IMPORTED, fits, memory_of
 from edgebuild.resources import memory
 from edgebuild.step import Step
 
@@ -67,7 +67,6 @@ class Choice:
     calibrated: bool
     copies: int  # of the weights in the bundle
     archived: bool
-    held: bool  # a conversion is run, to be held against its source
     gates: Mapping[str, Mapping[str, Any]]
     not_measured: str
     weights_limit: int | None
@@ -116,7 +115,7 @@ def forecast(project: Project, target: str) -> Forecast:
     course = list(_course(project, target))
     files = dict(worker.files(Path(), steps["assess"].inputs))
     here = bool(steps["fetch"].inputs) or course[0][2] == NOTHING  # what comes from elsewhere may be of another day
-    chosen = _choice(project, steps, held=f"model/{GOLDEN}" in files)
+    chosen = _choice(project, steps)
     facts, unknown, refused = _facts(steps["fetch"], files, here)
     expected = _expected(chosen, facts, unknown)
     sizes = {}
@@ -165,8 +164,7 @@ class Need:
 def need(project: Project, step: Step) -> Need:
     """Of a step whose model was assessed, as it is about to run: as a forecast says it, but by no header."""
     steps = {one.stem: one for one in project.of(project.owner(step))}
-    roles = (role for role, _ in worker.files(Path(), steps["assess"].inputs))
-    choice = _choice(project, steps, held=f"model/{GOLDEN}" in roles)
+    choice = _choice(project, steps)
     try:
         with open(steps["assess"].outputs["facts"], encoding="utf-8") as file:
             facts, unknown = facts_from_json(json.load(file)), ""
@@ -180,7 +178,7 @@ def need(project: Project, step: Step) -> Need:
     return Need(choice=choice, facts=facts, amount=amount)
 
 
-def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
+def _choice(project: Project, steps: Mapping[str, Step]) -> Choice:
     def params(stem: str) -> dict[str, Any]:
         found: dict[str, Any] = project.recipes[steps[stem].recipe]["params"] if stem in steps else {}
         return found
@@ -197,7 +195,6 @@ def _choice(project: Project, steps: Mapping[str, Step], held: bool) -> Choice:
         calibrated=bool(rungs) or ("quantize" in steps and "calibration" in steps["quantize"].inputs),
         copies=BUNDLES[params("package")["kind"]].COPIES,
         archived="archive" in steps["package"].outputs,
-        held=held or "reference" in steps,
         gates=params("gate")["gates"],
         not_measured=params("benchmark")["not_measured"],
         weights_limit=params("package")["limits"]["weights"],
@@ -294,18 +291,17 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
         nothing = Amount(bytes=None, basis=UNKNOWN, reason=unknown)
         return _corrected(choice, dict.fromkeys(((stem, what) for stem in stems for what in ("makes", "memory")), nothing))
     baseline, candidate = choice.estimates(facts)
-    holding = baseline.running if baseline.holding is None else baseline.holding
     bundle = candidate.artifact * choice.copies
     source = memory_of(sum(facts.parameters.values()))
     amounts = {
         ("reference", "memory"): source if fits(source, choice.available) else IMPORTED,  # then it is not run
         ("convert", "makes"): baseline.artifact,
-        ("convert", "memory"): max(baseline.making, holding if choice.held else 0),
+        ("convert", "memory"): baseline.making,
         ("quantize", "makes"): candidate.artifact,
         ("quantize", "memory"): candidate.making,
         ("choose", "makes"): candidate.artifact,
         ("choose", "memory"): max(candidate.making, candidate.running),  # of the recipes that it tries
-        ("evaluate.baseline", "memory"): baseline.running,
+        ("evaluate.baseline", "memory"): baseline.running + baseline.holding,
         ("evaluate", "memory"): candidate.running,
         ("benchmark", "memory"): max(baseline.running, candidate.running),
         ("package", "makes"): bundle * 2 if choice.archived else bundle,

@@ -43,6 +43,7 @@ CODE: dict[str, tuple[str, ...]] = {
 }
 WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without
 READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
+    "mlx": ("backends.mlx_float32",),
     "onnxruntime": ("onnxsource", "backends.onnxruntime_lm"),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
     "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether"),
@@ -313,29 +314,29 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
     ran = _source_run(make, source, assess)
     convert = make.step(
         "convert",
-        {**files, "facts": facts, **({"reference": ran.outputs["logits"]} if ran else {})},
+        {**files, "facts": facts},
         {"model": "model", "report": "report.json"},
         {**task, **({"shape": {name: list(sizes) for name, sizes in target.shape.items()}} if target.shape else {})},
-        (ran.name if ran else assess.name,),
+        (assess.name,),
         runs=True,
     )
-    steps = [fetch, assess, *([ran] if ran else []), convert]
-    candidate, reports = convert, {"report/convert": convert.outputs["report"]}
     data = {"data": target.evaluation} if target.evaluation else {}
+    known = {**files, **({"reference": ran.outputs["logits"]} if ran else {})}
     baseline = make.step(
         "evaluate",
-        {"model": convert.outputs["model"], **data},
-        {"measurements": "measurements.json", "answers": "answers.safetensors"},
+        {"model": convert.outputs["model"], **data, "facts": facts, **{f"source/{role}": path for role, path in known.items()}},
+        {"measurements": "measurements.json", "answers": "answers.safetensors", "held": "held.json"},
         {**task, "role": "baseline", **(_state(target) if data else {})},
-        (convert.name,),
+        (convert.name, *([ran.name] if ran else [])),
         suffix=".baseline",
         runs=True,
     )
-    rungs: list[Step] = []
+    candidate, rungs = convert, list[Step]()
     if "" in recipes:
-        candidate = _quantize(make, convert, facts, recipes[""])
+        candidate = _quantize(make, convert, baseline, facts, recipes[""])
     elif recipes:
         candidate, rungs = _ladder(make, convert, facts, baseline, recipes)
+    reports = {"report/convert": convert.outputs["report"], "report/held": baseline.outputs["held"]}
     if candidate is not convert:
         reports["report/quantize"] = candidate.outputs["report"]
     evaluate = _evaluate(make, candidate, baseline, "verdict" if rungs else "")
@@ -365,8 +366,7 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
     if "licences" in fetch.outputs:
         licences = {"licence/": fetch.outputs["licences"]}
     package = _package(make, candidate, facts, licences, (candidate.name, gate.name))
-    quantize = [candidate] if candidate is not convert else []
-    steps += [baseline, *quantize] if rungs else [*quantize, baseline]
+    steps = [fetch, assess, *([ran] if ran else []), convert, baseline, *([candidate] if candidate is not convert else [])]
     steps += [evaluate, benchmark, gate, package]
     evidence = make.step(
         "build",
@@ -406,8 +406,8 @@ def _source_run(make: _Builder, source: Found, assess: Step) -> Step | None:
     return make.step("reference", source.files, logits, {}, (assess.name,), needs=reference.NEEDS)
 
 
-def _quantize(make: _Builder, convert: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:
-    """One recipe; a `rung` of a ladder is on demand."""
+def _quantize(make: _Builder, convert: Step, baseline: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:
+    """One recipe; a `rung` of a ladder is on demand. Not before the conversion was held against its source."""
     target = make.target
     calibration = {"calibration": target.calibration} if target.calibration else {}
     return make.step(
@@ -421,7 +421,7 @@ def _quantize(make: _Builder, convert: Step, facts: str, parameters: Mapping[str
             "samples": target.calibration_samples if calibration else None,
             **(_state(target) if calibration else {}),
         },
-        (convert.name,),
+        (convert.name, baseline.name),
         suffix=f".{rung}" if rung else "",
         runs=True,
         on_demand=bool(rung),
@@ -459,7 +459,7 @@ def _ladder(
     """The step that chooses, and those that it runs on demand. Its key holds their recipes, so all that its walk depends on."""
     target, rungs, steps = make.target, {}, []
     for rung, parameters in recipes.items():
-        quantize = _quantize(make, convert, facts, parameters, rung)
+        quantize = _quantize(make, convert, baseline, facts, parameters, rung)
         evaluate = _evaluate(make, quantize, baseline, "choosing", rung)
         steps += [quantize, evaluate]
         suits = BACKENDS[make.choice.framework].LADDER[rung]

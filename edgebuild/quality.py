@@ -1,5 +1,7 @@
 """The `evaluate` step: how well a model answers, and how far a candidate's answers are from the unquantized model's.
 
+The unquantized one is first held against its source.
+
 The only module that knows the quality metrics and their intervals. Imported in workers only.
 """
 
@@ -15,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from edgebuild import digest, machine, samples
-from edgebuild.backend import Backend, Session
+from edgebuild import digest, machine, reference, samples
+from edgebuild.backend import Backend, Session, facts_from_json
 from edgebuild.errors import StepFailed
 from edgebuild.intervals import CONFIDENCE, Interval, bootstrap, retention, wilson
 from edgebuild.likeness import cosines, divergence
@@ -33,6 +35,7 @@ MAX_SNR = 150.0  # dB; float32 resolves 2⁻²⁴, 144 dB: what is equal has thi
 MAX_ANSWERS = 4 * 2**30  # bytes
 BASELINE = "the unquantized model in the same runtime"
 NO_TEXT = "evaluate.data names no text to measure it on"
+SOURCE = "source/"  # roles of the files that a converted model was made of
 
 
 @dataclass(kw_only=True)
@@ -73,7 +76,10 @@ class _Rows:
 
 
 def run(action: Action, backend: Backend) -> Outcome:
-    """Output `measurements`; of the baseline also `answers`, which its candidates are held against, or those alone. Raises StepFailed."""
+    """Output `measurements`; of the baseline also `answers`, which its candidates are held against, or those alone; and `held`.
+
+    That is the report of how it was held against its source, the inputs `source/…`. Raises StepFailed.
+    """
     views = list(backend.VIEWS) or [""]
     data = action.inputs.get("data")
     if action.params["task"] == "text-generation":
@@ -85,6 +91,8 @@ def run(action: Action, backend: Backend) -> Outcome:
     if "measurements" in action.outputs:
         text = json.dumps(rows, indent=1, ensure_ascii=False, allow_nan=False)
         action.outputs["measurements"].write_text(text + "\n", encoding="utf-8")
+    if "held" in action.outputs:
+        summary += f", {reference.verdict(json.loads(action.outputs['held'].read_text(encoding='utf-8')))}"
     return Outcome(summary=summary)
 
 
@@ -92,9 +100,19 @@ def run(action: Action, backend: Backend) -> Outcome:
 def _opened(action: Action, backend: Backend, view: str) -> Iterator[Session]:
     session = backend.open(action.inputs["model"], view)
     try:
+        if "held" in action.outputs:
+            _hold(action, backend, session)
         yield session
     finally:
         session.close()
+
+
+def _hold(action: Action, backend: Backend, session: Session) -> None:
+    """Output `held`. Raises StepFailed where the converted model is not its source's."""
+    facts = facts_from_json(json.loads(action.inputs["facts"].read_text(encoding="utf-8")))
+    source = {role.removeprefix(SOURCE): path for role, path in action.inputs.items() if role.startswith(SOURCE)}
+    report = {**backend.hold(session, source, facts), "runtime": session.runtime}
+    action.outputs["held"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def _phase(views: Sequence[str], view: str) -> str:

@@ -1,4 +1,4 @@
-"""Every conversion is held against its source before it is used: where the two disagree, the conversion failed.
+"""Every conversion is held against its source before anything is made of it: where the two disagree, it failed.
 
 What the source computes is known from transformers, which a step of its own runs once for all conversions, or from the logits
 that it gave once, stored beside the model (`golden.safetensors`). Formats that their own runtime reads are held by named outputs.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -95,9 +95,8 @@ def run(action: Action) -> Outcome:
         save_file({}, out, metadata={"reason": reason})
         return Outcome(summary=reason.partition(": ")[2])
     stored = golden(action.inputs)
-    with tempfile.TemporaryDirectory(prefix="source-", dir=out.parent) as scratch:  # transformers would look for code beside it
-        lay_out(action.inputs, Path(scratch) / "model")
-        tokens, logits = by_transformers(Path(scratch) / "model", stored.tokens if stored else None)
+    with staged(action.inputs) as model:  # transformers would look for code beside it
+        tokens, logits = by_transformers(model, stored.tokens if stored else None)
     made_by = f"transformers {importlib.metadata.version('transformers')}"
     save_file({"token_ids": tokens, "logits": logits}, out, metadata={"made_by": made_by})
     return Outcome(summary=f"by {made_by}: logits of {len(tokens)} tokens, for conversions to be held against")
@@ -144,52 +143,21 @@ class Speaker(Session, Protocol):
     def text(self, tokens: NDArray[np.int32]) -> str: ...
 
 
-def convert(
-    action: Action,
-    dtypes: str,
-    count: int,
-    make: Callable[[Path, Path], object],
-    load: Callable[[Path], Speaker],
-    detokenizer: str,
-    leaves: str = "",
-) -> Outcome:
-    """Have a Hugging Face folder of `count` parameters converted, and hold what comes of it: tokens, text, logits.
+def hold(candidate: Session, source: Mapping[str, Path], hint: str = "") -> dict[str, Any]:
+    """Hold a converted language model against a Hugging Face folder: its tokens, and its logits by every reference there is.
 
-    `make` gets the folder as it is laid out, and the one to make; `dtypes` are those of the weights made;
-    `detokenizer` is what a message calls that, and `leaves` what it may leave out before the first word.
+    `source`: the folder's files by role, and as `reference` what `run` wrote of it. The report's JSON. Raises StepFailed where the
+    two disagree, with the figures; `hint` ends that sentence.
     """
-    out = action.outputs["model"]
-    staged = out.parent / "staged"
-    lay_out(action.inputs, staged)
-    try:
-        make(staged, out)
-        session = load(out)
-        try:
-            same_tokenizer(session, staged)
-            _same_text(session, staged, detokenizer, leaves)
-            report = hold(session, action)
-        finally:
-            session.close()
-    finally:
-        shutil.rmtree(staged)
-    text = json.dumps({**report, "dtypes": dtypes, "runtime": session.runtime}, indent=1, sort_keys=True)
-    action.outputs["report"].write_text(text, encoding="utf-8")
-    return Outcome(summary=f"{dtypes}, {count:,} parameters, {verdict(report)}")
-
-
-def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
-    """Hold a converted language model against every reference there is; the report's JSON.
-
-    `action` is the conversion's: its inputs are the source, and what `run` wrote of it. Raises StepFailed where the two
-    disagree, with the figures; `hint` ends that sentence.
-    """
-    stored = golden(action.inputs)
+    with staged(source) as folder:
+        _same_tokenizer(candidate, folder)
+    stored = golden(source)
     if stored is not None:
         _same_tokens(candidate, stored)
     held: list[dict[str, Any]] = []
     missing = ""
-    if "reference" in action.inputs:
-        said, tensors = _written(action.inputs["reference"])
+    if "reference" in source:
+        said, tensors = _written(source["reference"])
         missing = said.get("reason", "")
         if not missing:
             held.append(_compare(said["made_by"], tensors["logits"], candidate.logits(tensors["token_ids"]), hint or WRONG))
@@ -199,6 +167,19 @@ def hold(candidate: Session, action: Action, hint: str = "") -> dict[str, Any]:
     if not held:
         return {"verified": False, "reason": missing or UNVERIFIED}
     return {"verified": True, "against": held, "tokenizer": {"checked": stored is not None}}
+
+
+def hold_text(candidate: Speaker, source: Mapping[str, Path], by: str, leaves: str = "") -> None:
+    """Raises StepFailed where a converted model makes another text of tokens than its source's tokenizer.
+
+    `by` is what a message calls who makes it, and `leaves` what that may leave out before the first word.
+    """
+    with staged(source) as folder:
+        own = tokenizer(folder)
+    sample = tokens(own, SAMPLE)
+    expected, found = str(own.decode(sample.tolist(), skip_special_tokens=False)), candidate.text(sample)
+    if found.lstrip(leaves) != expected.lstrip(leaves):
+        raise StepFailed(f"{by} gives {found[:60]!r} where the source's gives {expected[:60]!r}")
 
 
 def hold_outputs(
@@ -253,7 +234,7 @@ def tokens(tokenizer: Any, text: str) -> NDArray[np.int32]:
         raise StepFailed(f"the tokenizer cannot take a text: {said(error)}") from error
 
 
-def same_tokenizer(candidate: Session, source: Path) -> None:
+def _same_tokenizer(candidate: Session, source: Path) -> None:
     """Raises StepFailed where a converted model's tokenizer is another one than that of the folder `source`."""
     if tokens(tokenizer(source), SAMPLE).tolist() != candidate.tokens(SAMPLE).tolist():
         raise StepFailed(
@@ -277,18 +258,29 @@ def within(vocabulary: int | None, tokens: NDArray[np.int32]) -> None:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """What `hold` found, for a step's summary."""
+    """What a report of `hold` or `hold_outputs` says, for a step's summary."""
     if not report["verified"]:
-        return "unverified"
+        return "its conversion unverified"
+    divergences = [entry["kl_mean"] for entry in report["against"] if "kl_mean" in entry]
+    if not divergences:
+        return "same outputs as its source" if report["against"] else "its source's own bytes"
     names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
-    return f"held against {names}: KL {max(entry['kl_mean'] for entry in report['against']):.2g}"
+    return f"held against {names}: KL {max(divergences):.2g}"
+
+
+@contextmanager
+def staged(files: Mapping[str, Path], name: str = "staged") -> Iterator[Path]:
+    """A Hugging Face model's own files as links in a folder for a while, without code, and without the keys that name code.
+
+    `name`: the folder's, which some frameworks write into what they make. Raises StepFailed where there is no tokenizer.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        lay_out(files, Path(scratch, name))
+        yield Path(scratch, name)
 
 
 def lay_out(files: Mapping[str, Path], folder: Path) -> None:
-    """A Hugging Face model's own files as links in `folder`, without code, and without the keys that name code.
-
-    Raises StepFailed where there is no tokenizer.
-    """
+    """The same for good, in a folder to make."""
     if not {"model/tokenizer.json", "model/tokenizer.model"} & set(files):
         raise StepFailed("the folder has no tokenizer.json and no tokenizer.model; copy or download them beside the weights")
     folder.mkdir()
@@ -340,15 +332,6 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     if not np.isfinite(loaded["logits"]).all():
         raise ValueError("a logit is no finite number")
     return loaded
-
-
-def _same_text(candidate: Speaker, source: Path, by: str, leaves: str) -> None:
-    """Raises StepFailed where it makes another text of tokens than the tokenizer of the folder `source`."""
-    own = tokenizer(source)
-    sample = tokens(own, SAMPLE)
-    expected, found = str(own.decode(sample.tolist(), skip_special_tokens=False)), candidate.text(sample)
-    if found.lstrip(leaves) != expected.lstrip(leaves):
-        raise StepFailed(f"{by} gives {found[:60]!r} where the source's gives {expected[:60]!r}")
 
 
 def _same_tokens(candidate: Session, stored: Golden) -> None:

@@ -3,6 +3,8 @@
 doit names, selects, orders and threads. It keeps no state: each task asks `fresh`, and runs `Builder.run`.
 """
 
+import atexit
+import gc
 import inspect
 import os
 import signal
@@ -34,10 +36,10 @@ DOCS = {
     "fetch": "bring a model's files where they lie elsewhere, list them by content, refuse what carries code",
     "assess": "read what a model is from its headers",
     "reference": "run the source once by transformers, for every conversion to be held against",
-    "convert": "make it runnable in its framework, held against its source",
+    "convert": "make it runnable in its framework",
     "quantize": "make it smaller by the target's scheme",
     "choose": "try recipes until the quality and size gates hold, and take the first that does",
-    "evaluate": "measure quality against the unquantized model",
+    "evaluate": "measure quality against the unquantized model, and hold that against its source",
     "benchmark": "measure size, latency and memory against the unquantized model",
     "gate": "judge what was measured: PASS, FAIL or INCONCLUSIVE",
     "package": "write the bundle to dist/",
@@ -53,6 +55,8 @@ class Tasks:
 
     def __init__(self) -> None:
         self.start = time.monotonic()
+        # At its end Python looks through all that is left for cycles: a tenth of the time of an edit undone. The process ends anyway.
+        atexit.register(gc.freeze)
         self.journal = Journal()
         self.config = {
             "default_tasks": ["build"],

@@ -116,14 +116,18 @@ def test_a_model_that_does_not_load(tmp_path: Path) -> None:
 
 def test_a_runtime_that_is_not_there(tmp_path: Path) -> None:
     order = {"backend": "nowhere", "view": "", "language": False, "modules": []}
-    child = bench._Child("baseline", tmp_path, order)
-    with pytest.raises(StepFailed, match=r"benchmark of the baseline: unexpected ModuleNotFoundError"):
-        child.__enter__()
+    with (
+        bench._Child("baseline", tmp_path, order) as child,
+        pytest.raises(StepFailed, match=r"benchmark of the baseline: unexpected ModuleNotFoundError"),
+    ):
+        child.answer()
 
 
 def test_a_child_that_dies(tmp_path: Path) -> None:
     order = {"backend": "onnxruntime", "view": "", "language": False, "modules": []}
     with bench._Child("candidate", model(tmp_path / "m", 8), order) as child:
+        child.answer()
+        assert child.ask({"load": True})["warm_calls"] >= bench.WARM_CALLS
         assert len(child.block(5)) == 5
         os.kill(child._process.pid, signal.SIGKILL)
         with pytest.raises(StepFailed, match=r"benchmark of the candidate: its process died of signal 9"):

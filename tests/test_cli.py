@@ -67,7 +67,7 @@ def test_wrong_words(lab: Lab, words: list[str], hint: str) -> None:
 def test_selection(lab: Lab) -> None:
     (lab.root / "targets" / "two.yaml").write_text(TARGET + "default: false\n")
     assert run(lab, "quantize:one").returncode == 0
-    assert set(last_run(lab)) == {"fetch:one", "assess:one", "convert:one", "quantize:one"}
+    assert set(last_run(lab)) == {"fetch:one", "assess:one", "convert:one", "evaluate:one.baseline", "quantize:one"}
     run(lab)
     assert not any(name.endswith(":two") for name in last_run(lab))
     run(lab, "build:t*")

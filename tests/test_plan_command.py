@@ -59,7 +59,7 @@ def test_what_is_planned_is_what_happens(lab: Lab) -> None:
     write_model(lab.root / "model.gguf", "another")
     shown = run(lab, "plan", "one", program="edgebuild").stdout.splitlines()
     assert shown[1].split()[:2] == ["fetch:one", "run"]
-    assert shown[4].split()[:2] == ["quantize:one", "run?"]
+    assert shown[5].split()[:2] == ["quantize:one", "run?"]
     edited = wills(planned(lab))
     assert edited["fetch:one"] == "run"
     assert {name for name, will in edited.items() if will == "run"} == {"fetch:one", "assess:one"}
@@ -225,7 +225,6 @@ def choice_of(available: int = 10**12) -> Any:
         calibrated=False,
         copies=1,
         archived=True,
-        held=True,
         gates={},
         not_measured="",
         weights_limit=2_500_000_000,

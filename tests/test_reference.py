@@ -39,9 +39,9 @@ def test_targets_of_one_model_share_one_step_in_its_own_toolchain(project: Path)
     assert toolchain["torch"].startswith("2.")
     assert "backend" not in planned.recipes[by_mlx.recipe]
     for name, step in (("mlx", by_mlx), ("openvino", by_openvino)):
-        convert = planned.steps[f"convert:by-{name}"]
-        assert convert.inputs["reference"] == step.outputs["logits"] == f"build/by-{name}/reference/logits.safetensors"
-        assert step.name in convert.after
+        baseline = planned.steps[f"evaluate:by-{name}.baseline"]
+        assert baseline.inputs["source/reference"] == step.outputs["logits"] == f"build/by-{name}/reference/logits.safetensors"
+        assert step.name in baseline.after
 
 
 def test_golden_logits_beside_the_model_need_no_run(project: Path) -> None:

@@ -146,14 +146,14 @@ def test_a_model_is_made_for_the_sizes_that_it_needs(tmp_path: Path, framework: 
     graph = helper.make_graph(nodes, "reflects", free[:1], free[1:], [pads])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx")
 
-    def convert(shape: str) -> "subprocess.CompletedProcess[str]":
+    def made_for(shape: str) -> "subprocess.CompletedProcess[str]":
         text = f"model: {{source: model.onnx, task: other{shape}}}\nquantize: {{scheme: none}}\n"
-        return build(tmp_path, text, "convert:one", framework=framework)
+        return build(tmp_path, text, "evaluate:one.baseline", framework=framework)
 
-    assert convert("").returncode == 1
-    made = convert(", shape: {x: [1, 576]}")
+    assert made_for("").returncode == 1
+    made = made_for(", shape: {x: [1, 576]}")
     assert made.returncode == 0, made.stdout + made.stderr
-    wrong = convert(", shape: {x: [1, 2, 3]}")
+    wrong = made_for(", shape: {x: [1, 2, 3]}")
     assert wrong.returncode == 1
     assert "Traceback" not in wrong.stderr
     if framework == "onnxruntime":

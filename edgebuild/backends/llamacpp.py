@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, reference
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.importance import Importance
@@ -121,20 +121,32 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """One GGUF file: of a Hugging Face folder by llama.cpp's converter, in 16 bits, held; of a GGUF the same bytes."""
+    """One GGUF file: of a Hugging Face folder by llama.cpp's converter, in 16 bits; of a GGUF the same bytes."""
     out = action.outputs["model"]
     out.mkdir()
     if "model" in action.inputs:
-        report, verdict = _take(action.inputs["model"], out / FILE), "the source's own bytes"
+        shutil.copyfile(action.inputs["model"], out / FILE)
     else:
-        report = _converted(action, facts, out / FILE)
-        verdict = reference.verdict(report)
+        _converted(action, facts, out / FILE)
     (out / FILE).chmod(0o644)
     tensors = _read(out / FILE).tensors.values()
     kinds = Counter(kind for kind, _ in tensors)
-    action.outputs["report"].write_text(json.dumps({**report, "types": kinds}, indent=1, sort_keys=True), encoding="utf-8")
+    action.outputs["report"].write_text(json.dumps({"types": kinds}, indent=1, sort_keys=True), encoding="utf-8")
     matrices = sorted({kind.lower() for kind, shape in tensors if len(shape) > 1})
-    return Outcome(summary=f"{', '.join(matrices)}, {sum(facts.parameters.values()):,} parameters, {verdict}")
+    return Outcome(summary=f"{', '.join(matrices)}, {sum(facts.parameters.values()):,} parameters")
+
+
+def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
+    """A folder's conversion by tokens and logits; a GGUF's own bytes by whether they give an answer."""
+    import numpy as np
+
+    from edgebuild import samples
+
+    if "model" not in source:
+        return reference.hold(session, source)
+    if not np.isfinite(session.logits(samples.golden_tokens(session))).all():
+        raise StepFailed(f"{source['model'].name}: a logit is no finite number; copy or download it again")
+    return {"verified": True, "against": [], "reason": "nothing was converted: the file has its source's bytes"}
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
@@ -266,23 +278,11 @@ def _batch(api: Any) -> Any:
 
 
 # -- conversion -----------------------------------------------------------------------------------------------------------
-def _converted(action: Action, facts: ModelFacts, out: Path) -> dict[str, Any]:
-    """The report. The file holds its folder's name as the model's, so that folder has the same name wherever it lies."""
-    scratch = out.parent.parent / "staged"
-    scratch.mkdir()
-    staged = scratch / (re.sub(r"[^A-Za-z0-9]+", "-", facts.model_type).strip("-") or "model")
-    try:
-        reference.lay_out(action.inputs, staged)
-        kinds = Counter(facts.parameters)
-        _run_converter(staged, out, "bf16" if kinds.most_common(1)[0][0] == "BF16" else "f16")
-        session = open(out)
-        try:
-            reference.same_tokenizer(session, staged)
-            return reference.hold(session, action)
-        finally:
-            session.close()
-    finally:
-        shutil.rmtree(scratch)
+def _converted(action: Action, facts: ModelFacts, out: Path) -> None:
+    """The file holds its folder's name as the model's, so that folder has the same name wherever it lies."""
+    kinds = Counter(facts.parameters)
+    with reference.staged(action.inputs, re.sub(r"[^A-Za-z0-9]+", "-", facts.model_type).strip("-") or "model") as source:
+        _run_converter(source, out, "bf16" if kinds.most_common(1)[0][0] == "BF16" else "f16")
 
 
 def _run_converter(source: Path, out: Path, kind: str) -> None:
@@ -301,22 +301,6 @@ def _run_converter(source: Path, out: Path, kind: str) -> None:
         last = f"its converter died of signal {-done.returncode}" if done.returncode < 0 else lines[-1][:300]
         advice = next((what for phrase, what in ADVICE.items() if phrase in last), "see the log, or name another framework")
         raise StepFailed(f"llama.cpp cannot convert this model: {last}; {advice}")
-
-
-def _take(source: Path, out: Path) -> dict[str, Any]:
-    """A GGUF's own bytes, run once. Raises StepFailed where it gives no answer."""
-    import numpy as np
-
-    from edgebuild import samples
-
-    shutil.copyfile(source, out)
-    session = open(out)
-    try:
-        if not np.isfinite(session.logits(samples.golden_tokens(session))).all():
-            raise StepFailed(f"{source.name}: a logit is no finite number; copy or download it again")
-    finally:
-        session.close()
-    return {"verified": True, "against": [], "reason": "nothing was converted: the file has its source's bytes"}
 
 
 def _converter() -> Path | None:

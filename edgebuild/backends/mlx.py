@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung
+from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backends import mlx_float32 as float32
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, shown
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_LINUX = sys.platform == "linux"
-_PACKAGES = ("mlx", *(("mlx-cpu",) if _LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
+_PACKAGES = ("mlx", *(("mlx-cpu",) if float32.LINUX else ()), "mlx-lm", "transformers", "tokenizers", "safetensors", "numpy")
 NEEDS: Mapping[str, Needs] = {"huggingface": Needs(lock="mlx", packages=_PACKAGES)}
 BITS = {"int2": 2, "int3": 3, "int4": 4, "int5": 5, "int6": 6, "int8": 8}
 SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("group_size", "method", "layers"))
@@ -86,8 +84,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     MLX quantizes every matrix, embeddings too; norms stay. Memory of making, fitted on Phi-3 of 0.004 to 3.8 billion parameters
     (up to 1.24 times what was measured): it is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
     quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
-    `_in_float32` keeps them, else the largest tensor twice; and a window's logits. Of being held: no weights stay, whatever the
-    model's size. What `layers` names is not in the headers that are known here: a part of a model in other bits is not seen.
+    `float32.compute` keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the
+    headers that are known here: a part of a model in other bits is not seen.
     """
     from edgebuild import samples
 
@@ -101,42 +99,32 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
             + (count - matrices) * each
         )
         making = 12 * facts.largest
-    floats = 4 * count if _kept(4 * count, available) else 8 * facts.largest
+    floats = 4 * count if float32.kept(4 * count, available) else 8 * facts.largest
     logits = 24 * samples.WINDOW * (facts.vocabulary or 0)
     making += IMPORTED + int(min(weights, SHARD))
-    return Estimate(
-        artifact=int(weights) + facts.tokenizer,
-        making=making,
-        running=IMPORTED + int(weights) + floats + logits,
-        holding=IMPORTED + 12 * facts.largest + logits,
-    )
+    return Estimate(artifact=int(weights) + facts.tokenizer, making=making, running=IMPORTED + int(weights) + floats + logits)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """Weights as stored, configuration rewritten, no code; byte for byte the same from any folder. Held in float32."""
+    """Weights as stored, configuration rewritten, no code; byte for byte the same from any folder."""
     _start()
     import mlx_lm
 
     out = action.outputs["model"]
-    staged = out.parent / "staged"
-    reference.lay_out(action.inputs, staged)
-    config = _rewritten(reference.without_code(staged / "config.json"))
-    (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    try:
+    with reference.staged(action.inputs) as source:
+        config = _rewritten(reference.without_code(source / "config.json"))
+        (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
         with _mlx("convert this model"):
-            mlx_lm.convert(hf_path=str(staged), mlx_path=str(out))
-        _tidy(out, staged / "tokenizer_config.json")
-        with _mlx("load its own conversion"):
-            session = MlxSession(out, keep=False)
-        reference.same_tokenizer(session, staged)
-        report = reference.hold(session, action, _longrope(config))
-        session.close()
-    finally:
-        shutil.rmtree(staged)
+            mlx_lm.convert(hf_path=str(source), mlx_path=str(out))
+        _tidy(out, source / "tokenizer_config.json")
     kinds = ", ".join(sorted({dtype.lower() for dtype, _ in _tensors(out).values()}))
-    count = sum(facts.parameters.values())
-    action.outputs["report"].write_text(json.dumps({**report, "dtypes": kinds}, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"{kinds}, {count:,} parameters, {reference.verdict(report)}")
+    action.outputs["report"].write_text(json.dumps({"dtypes": kinds}), encoding="utf-8")
+    return Outcome(summary=f"{kinds}, {sum(facts.parameters.values()):,} parameters")
+
+
+def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
+    """By tokens and logits, in float32."""
+    return reference.hold(session, source, _longrope(_rewritten(reference.without_code(source["model/config.json"]))))
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
@@ -243,12 +231,12 @@ def open(model: Path, view: str = "") -> MlxSession:
 class MlxSession:
     """A language model and its tokenizer, on the CPU where MLX has no Metal. Weights are read when they are first used.
 
-    Dequantized, it keeps float32 weights between passes where memory has room for twice as many, or not: `keep`.
+    Dequantized, it keeps float32 weights between passes where memory has room for twice as many.
     """
 
     inputs: Sequence[Mapping[str, Any]] = ()
 
-    def __init__(self, model: Path, view: str = next(iter(VIEWS)), keep: bool | None = None) -> None:
+    def __init__(self, model: Path, view: str = next(iter(VIEWS))) -> None:
         if view not in VIEWS:
             raise StepFailed(f'mlx has no view "{view}"; it has: {", ".join(VIEWS)}')
         _start()
@@ -260,16 +248,18 @@ class MlxSession:
             self._model, config = load_model(model, lazy=True, trust_remote_code=False)
             self._tokenizer = reference.tokenizer(model)
             if view == "dequantized":
-                _in_float32(self._model, keep, lambda: load_model(model, lazy=True, trust_remote_code=False)[0])
+                float32.compute(self._model, lambda: load_model(model, lazy=True, trust_remote_code=False)[0])
                 # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
-                self._model.update(tree_map(_float32, self._model.parameters()))
+                self._model.update(tree_map(float32.of, self._model.parameters()))
                 self._model = dequantize_model(self._model)  # what is left: mixtures of experts
-            elif config.get("quantization") and _LINUX:  # in bfloat16 the CPU's kernels are seven times slower, and 2 % off
-                self._model.update(tree_map(_float32, self._model.parameters()))
+            elif (
+                config.get("quantization") and float32.LINUX
+            ):  # in bfloat16 the CPU's kernels are seven times slower, and 2 % off
+                self._model.update(tree_map(float32.of, self._model.parameters()))
         self._vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         bits = _bits(config.get("quantization") or {})
         stored = (
-            f"{' and '.join(f'int{one}' for one in bits)} kernels{' in float32' if _LINUX else ''}"
+            f"{' and '.join(f'int{one}' for one in bits)} kernels{' in float32' if float32.LINUX else ''}"
             if bits
             else "weights as stored"
         )
@@ -432,77 +422,9 @@ def _start() -> None:
         import mlx.core as mx
         import mlx_lm  # noqa: F401
 
-        if _LINUX:
+        if float32.LINUX:
             mx.set_default_device(mx.Device(mx.cpu))
             mx.disable_compile()  # it fuses kernels by the machine's C++ compiler, anew in each process
-
-
-def _kept(floats: int, available: int) -> bool:
-    """Whether float32 weights of so many bytes are kept: where memory has room for twice as many."""
-    return 2 * floats < available
-
-
-def _in_float32(model: Any, keep: bool | None, again: Callable[[], Any]) -> None:
-    """Have the layers that hold nearly all weights compute in float32, from weights as stored.
-
-    Float32 weights are kept (`keep`; None: where memory has room for twice as many), else made anew for each pass, a layer at
-    a time, and those as stored let go once they multiplied: the next pass reads them from the model that `again` gives. On
-    Linux numpy multiplies: mlx-cpu's wheels hold the reference BLAS, with 2 billion operations a second where OpenBLAS has 20.
-    """
-    import mlx.core as mx
-    import mlx.nn as nn
-    import numpy as np
-    import psutil
-    from mlx.utils import tree_unflatten
-
-    class Float32(nn.Module):  # type: ignore[misc]
-        """A linear layer or an embedding: the first multiplies, the second looks rows up. One of `stored` and `kept` is there."""
-
-        def __init__(self, layer: Any) -> None:
-            super().__init__()
-            self._set(stored=layer, kept=None, rows=isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)))
-
-        def _set(self, **values: Any) -> None:
-            for name, value in values.items():
-                object.__setattr__(self, name, value)  # beside the dict that a module is: no parameters, no modules of the model
-
-        def __call__(self, x: Any) -> Any:
-            return self._weight(x) if self.rows else self.as_linear(x)
-
-        def as_linear(self, x: Any) -> Any:
-            weight = self._weight(...)
-            bias = _float32(self.stored.bias) if self.stored is not None and "bias" in self.stored else None
-            self._set(stored=self.stored if keep else None, kept=weight if keep else None)
-            y = mx.array(np.asarray(x) @ np.asarray(weight).T) if _LINUX else x @ weight.T
-            return y if bias is None else y + bias
-
-        def _weight(self, which: Any) -> Any:
-            if self.kept is not None:
-                return self.kept[which]
-            if self.stored is None:
-                modules = dict(again().named_modules())
-                for name, one in layers.items():
-                    one._set(stored=modules[name] if one.stored is None else one.stored)
-            layer = self.stored
-            if "scales" not in layer:
-                return _float32(layer.weight[which])
-            scales, biases = (
-                _float32(layer[part][which]) if layer.get(part) is not None else None for part in ("scales", "biases")
-            )
-            return mx.dequantize(layer.weight[which], scales, biases, layer.group_size, layer.bits, layer.mode)  # type: ignore[arg-type]
-
-    kinds = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
-    layers = {name: Float32(module) for name, module in model.named_modules() if type(module) in kinds}
-    size = sum(4 * one.stored.weight.size * (32 // one.stored.bits if "scales" in one.stored else 1) for one in layers.values())
-    if keep is None:
-        keep = _kept(size, psutil.virtual_memory().available)
-    model.update_modules(tree_unflatten(list(layers.items())))
-
-
-def _float32(value: Any) -> Any:
-    import mlx.core as mx
-
-    return value.astype(mx.float32) if mx.issubdtype(value.dtype, mx.floating) else value
 
 
 @contextmanager

@@ -128,7 +128,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     whole += facts.tokenizer
     running = IMPORTED + (3 if language else 2) * whole
     if scheme == "none":
-        return Estimate(artifact=whole, making=(OLIVE + 3 * whole) if language else (IMPORTED + 3 * whole), running=running)
+        making = OLIVE + 3 * whole if language else IMPORTED + onnxsource.making(facts)
+        return Estimate(artifact=whole, making=making, running=running, holding=0 if language else whole)
     embedded = 4 * (facts.vocabulary or 0) * (facts.hidden or 0)
     if scheme == "int4":
         matrices = sum(facts.weights.get(name, 0) for name in ("MatMul", "Gather", ""))
@@ -147,14 +148,14 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 # -- conversion -----------------------------------------------------------------------------------------------------------
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """A folder with `model.onnx`, held against the source: of ONNX a copy, its opset raised where it is old; else by ModelBuilder."""
+    """A folder with `model.onnx`: of ONNX a copy, its opset raised where it is old; else by ModelBuilder."""
     folder = action.outputs["model"]
     folder.mkdir()
     if facts.format == "onnx":
         report, done = _copied(action, facts, folder)
     else:
         report = _built(action, facts, folder)
-        done = f"float32, {sum(facts.parameters.values()):,} parameters, {reference.verdict(report)}"
+        done = f"float32, {sum(facts.parameters.values()):,} parameters"
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     return Outcome(summary=done)
 
@@ -170,30 +171,29 @@ def _copied(action: Action, facts: ModelFacts, folder: Path) -> tuple[dict[str, 
         onnxsource.copy(action, facts, folder)
     if shapes := action.params.get("shape"):
         done += f", made for {onnxsource.fix_shapes(folder / FILE, shapes)}"
-    report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / FILE)), "opset": opsets}
-    return report, f"{done}, same outputs as its source"
+    return {"opset": opsets}, done
 
 
 def _built(action: Action, facts: ModelFacts, folder: Path) -> dict[str, Any]:
-    """Raises StepFailed where ModelBuilder cannot, or where what it built is another model."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        staged = Path(scratch, re.sub(r"[^A-Za-z0-9]+", "-", facts.model_type).strip("-") or "model")
-        reference.lay_out(action.inputs, staged)
+    """Raises StepFailed where ModelBuilder cannot."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", facts.model_type).strip("-") or "model"
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, reference.staged(action.inputs, name) as model:
         source = {
             "type": "HfModel",
-            "model_path": str(staged),
+            "model_path": str(model),
             "task": "text-generation",
             "load_kwargs": {"trust_remote_code": False},
         }
         answer = _run(Path(scratch), source, [{"type": "ModelBuilder", "precision": "fp32"}])
         _take(answer, folder)
-        session = TextSession(folder, packed=False)
-        try:
-            reference.same_tokenizer(session, staged)
-            report = reference.hold(session, action)
-        finally:
-            session.close()
-    return {**report, "passes": answer["passes"]}
+    return {"passes": answer["passes"]}
+
+
+def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
+    """An ONNX model by its outputs, a language model by its tokens and logits."""
+    if facts.format == "onnx":
+        return onnxsource.hold(session, source["model"], facts)
+    return reference.hold(session, source)
 
 
 # -- quantizing -----------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ class TextSession:
 
     inputs: Sequence[Mapping[str, Any]] = ()
 
-    def __init__(self, folder: Path, packed: bool = True) -> None:
-        self._session = onnxsource.OnnxSession(folder / FILE, packed=packed)
+    def __init__(self, folder: Path) -> None:
+        self._session = onnxsource.OnnxSession(folder / FILE)
         self.runtime = self._session.runtime
         self._given = {str(one["name"]): one for one in self._session.inputs}
         if "input_ids" not in self._given:

@@ -118,7 +118,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
         return onnxruntime_lm.estimate(facts, scheme, parameters)
     whole = facts.bytes
     if scheme == "none":
-        return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 2 * whole)
+        making = IMPORTED + onnxsource.making(facts)
+        return Estimate(artifact=whole, making=making, running=IMPORTED + 2 * whole, holding=whole)
     if scheme == "int4":
         matrices = sum(facts.weights.get(operator, 0) for operator in set(PRODUCTS) - set(parameters["exclude"]))
         each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
@@ -133,7 +134,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """The model as a folder with `model.onnx`, its opset raised where it is older than 13, held against the source."""
+    """The model as a folder with `model.onnx`, its opset raised where it is older than 13."""
     if facts.format == "huggingface":
         return onnxruntime_lm.convert(action, facts)
     folder = action.outputs["model"]
@@ -147,10 +148,15 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         done = f"opset {opsets['source']}"
     if shapes := action.params.get("shape"):
         done += f", made for {onnxsource.fix_shapes(folder / 'model.onnx', shapes)}"
-    with onnxsource.converting(facts):
-        report = {**onnxsource.hold(action.inputs["model"], OnnxSession(folder / "model.onnx")), "opset": opsets}
-    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"{done}, same outputs as its source")
+    action.outputs["report"].write_text(json.dumps({"opset": opsets}, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=done)
+
+
+def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
+    """An ONNX model by its outputs, a language model by its tokens, text and logits."""
+    if isinstance(session, onnxruntime_lm.LmSession):
+        return onnxruntime_lm.hold(session, source)
+    return onnxsource.hold(session, source["model"], facts)
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,21 +88,23 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     if facts.experts:
         making = IMPORTED + 2 * whole  # not measured: more than all of it at once
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
-    return Estimate(
-        artifact=made + others,
-        making=making,
-        running=RUNNING + 2 * made + answers,
-        holding=RUNNING + 24 * samples.WINDOW * (facts.vocabulary or 0),
-    )
+    return Estimate(artifact=made + others, making=making, running=RUNNING + 2 * made + answers)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
     """Weights in float32; byte for byte the same from any folder."""
-    count = sum(facts.parameters.values())
+    with reference.staged(action.inputs) as source:
+        _build(source, action.outputs["model"])
+    action.outputs["report"].write_text(json.dumps({"dtypes": "float32"}), encoding="utf-8")
+    return Outcome(summary=f"float32, {sum(facts.parameters.values()):,} parameters")
+
+
+def hold(session: LmSession, source: Mapping[str, Path]) -> dict[str, Any]:
+    """Its tokenizer both ways, and its logits."""
+    report = reference.hold(session, source)
     # onnxruntime-genai leaves the space that some tokenizers put before a text's first word.
-    return reference.convert(
-        action, "float32", count, _build, partial(LmSession, packed=False), "onnxruntime-genai's tokenizer", leaves=" "
-    )
+    reference.hold_text(session, source, "onnxruntime-genai's tokenizer", leaves=" ")
+    return report
 
 
 def quantize(action: Action) -> Outcome:
@@ -139,11 +141,11 @@ def quantize(action: Action) -> Outcome:
 
 
 class LmSession:
-    """A model and its tokenizer in onnxruntime-genai, on the CPU. Unless `packed`, its weights stay mapped: for few passes."""
+    """A model and its tokenizer in onnxruntime-genai, on the CPU."""
 
     inputs: Sequence[Mapping[str, Any]] = ()
 
-    def __init__(self, folder: Path, packed: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         with _framework("load the model"):
             import onnxruntime
             import onnxruntime_genai as genai
@@ -153,8 +155,6 @@ class LmSession:
             self._threads = machine.threads(_weights(folder))
             config = genai.Config(str(folder))
             options: dict[str, Any] = {"intra_op_num_threads": self._threads, "inter_op_num_threads": 1, "log_severity_level": 3}
-            if not packed:
-                options[onnxsource.UNPACKED] = "1"
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model: Any = genai.Model(config)
             self._tokenizer: Any = genai.Tokenizer(self._model)

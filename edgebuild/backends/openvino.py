@@ -91,7 +91,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     operators = sum(number for name, number in facts.operators.items() if name != "Constant")
     whole = data + 600 * operators + 2000
     if scheme == "none":
-        return Estimate(artifact=whole, making=IMPORTED + 3 * whole, running=IMPORTED + 6 * whole // 5)
+        making = IMPORTED + onnxsource.making(facts)
+        return Estimate(artifact=whole, making=making, running=IMPORTED + 6 * whole // 5, holding=6 * whole // 5)
     static, symmetric = parameters["activations"], parameters["symmetric"]
     count, reached = sum(facts.parameters.values()), {*REACHED, "Gather"} - set(parameters["exclude"])
     layers = sum(facts.operators.get(operator, 0) for operator in reached)
@@ -106,7 +107,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """The model as IR with its weights as stored, its opset raised first where it is older than 13; held against the source."""
+    """The model as IR with its weights as stored, its opset raised first where it is older than 13."""
     if facts.format == "huggingface":
         return openvino_lm.convert(action, facts)
     source, folder = action.inputs["model"], action.outputs["model"]
@@ -129,10 +130,15 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     ir.save(model, folder / MODEL, onnxsource.names(readable))
     del model
     raised.unlink(missing_ok=True)
-    session = open(folder)
-    report = {**onnxsource.hold(source, session), "opset": opsets, "runtime": session.runtime}
-    action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=f"{done}, IR, same outputs as its source")
+    action.outputs["report"].write_text(json.dumps({"opset": opsets}, indent=1, sort_keys=True), encoding="utf-8")
+    return Outcome(summary=f"{done}, IR")
+
+
+def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
+    """An ONNX model by its outputs, a language model by its tokens, text and logits."""
+    if isinstance(session, openvino_lm.LmSession):
+        return openvino_lm.hold(session, source)
+    return onnxsource.hold(session, source["model"], facts)
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:

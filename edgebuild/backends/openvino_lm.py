@@ -7,10 +7,11 @@ convert it leaves out with a warning.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,19 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """Weights as stored, held in float32; byte for byte the same from any folder."""
+    """Weights as stored; byte for byte the same from any folder."""
+    with reference.staged(action.inputs) as source:
+        _export(source, action.outputs["model"])
     kinds = ", ".join(sorted(kind.lower() for kind in facts.parameters))
-    count = sum(facts.parameters.values())
-    return reference.convert(action, kinds, count, _export, partial(LmSession, later=True), "the converted detokenizer")
+    action.outputs["report"].write_text(json.dumps({"dtypes": kinds}), encoding="utf-8")
+    return Outcome(summary=f"{kinds}, {sum(facts.parameters.values()):,} parameters")
+
+
+def hold(session: LmSession, source: Mapping[str, Path]) -> dict[str, Any]:
+    """Its tokenizer and detokenizer, and its logits."""
+    report = reference.hold(session, source)
+    reference.hold_text(session, source, "the converted detokenizer")
+    return report
 
 
 def quantize(action: Action) -> Outcome:

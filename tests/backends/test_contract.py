@@ -15,6 +15,7 @@ from edgebuild.assess import assess
 from edgebuild.backends import BACKENDS
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action
+from tests.backends import holding
 from tests.backends.phi3 import needs_llama, needs_olive
 from tests.conftest import ROOT, write_model
 
@@ -71,7 +72,7 @@ def make(name: str, place: Path) -> Path:
         assert backend.refuse(facts, params) == ""
         outputs = {"model": place / verb / "model", "report": place / verb / "report.json"}
         action = Action(verb=verb, backend=name, params=params, inputs=inputs, outputs=outputs)
-        outcome = (backend.convert if verb == "convert" else backend.quantize)(action, facts)
+        outcome = (holding.convert if verb == "convert" else backend.quantize)(action, facts)
         assert outcome.summary
         assert "\n" not in outcome.summary
         assert isinstance(json.loads(outputs["report"].read_text(encoding="utf-8")), dict)

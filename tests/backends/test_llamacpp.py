@@ -185,7 +185,7 @@ def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeyp
     """In float32 by transformers; where the golden logits are there, they alone are compared."""
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
     outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", by_torch=True)
-    assert outcome.summary.endswith(", unverified")
+    assert outcome.summary.endswith(", its conversion unverified")
     reason = report(tmp_path / "out")["reason"]
     assert reason.startswith("conversion unverified: running the source by transformers takes about 267 MB of memory, more than")
     convert(MODEL, tmp_path / "golden", by_torch=True)

@@ -300,7 +300,7 @@ def test_layers_that_no_group_size_divides_stay_as_they_are(tmp_path: Path) -> N
 
 def test_without_a_reference_the_report_says_so(tmp_path: Path) -> None:
     outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out")
-    assert outcome.summary == "bf16, 4,196,608 parameters, unverified"
+    assert outcome.summary == "bf16, 4,196,608 parameters, its conversion unverified"
     found = report(tmp_path / "out")
     assert found["verified"] is False
     assert found["reason"] == ("conversion unverified: its source was not run, and no golden.safetensors lies beside the model")
@@ -366,13 +366,16 @@ def test_the_source_is_run_once_for_several_targets(tmp_path: Path) -> None:
     (folder / "targets/models/tiny-phi3/golden.safetensors").unlink()
     other = (folder / "targets/ios-phi3.yaml").read_text().replace("evaluate:", "quantize: {scheme: int8}\nevaluate:")
     (folder / "targets/other.yaml").write_text(other)
-    done = doit(folder, "convert:ios-phi3", "convert:other")
+    done = doit(folder, "quantize:ios-phi3", "quantize:other")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"reference:ios-phi3 +ran .* by transformers 5[.0-9]+: logits of 64 tokens", done.stdout)
-    assert {name: outcome for name, outcome in outcomes(folder).items() if name.startswith(("reference", "convert"))} == {
+    once = ("reference", "convert", "evaluate")
+    assert {name: outcome for name, outcome in outcomes(folder).items() if name.startswith(once)} == {
         "reference:ios-phi3": "ran",
         "convert:ios-phi3": "ran",
+        "evaluate:ios-phi3.baseline": "ran",
         "reference:other": "restored",
         "convert:other": "restored",
+        "evaluate:other.baseline": "restored",
     }
-    assert re.search(r"convert:ios-phi3 +ran .* held against transformers 5[.0-9]+: KL ", done.stdout)
+    assert re.search(r"evaluate:ios-phi3.baseline +ran .* held against transformers 5[.0-9]+: KL ", done.stdout)

@@ -14,6 +14,7 @@ from edgebuild.backend import ModelFacts
 from edgebuild.backends import olive, olive_workflow
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
+from tests.backends import holding
 from tests.backends.phi3 import MODEL, TOKENS, contents, inputs, needs_olive, report
 from tests.conftest import ROOT
 from tests.journeys.test_examples import copy_project, doit
@@ -26,7 +27,7 @@ def run(verb: str, out: Path, files: Mapping[str, Path], facts: ModelFacts, **pa
     out.mkdir()
     made = {"model": out / "model", "report": out / "report.json"}
     action = Action(verb=verb, backend="olive", params={"task": "other", **params}, inputs=files, outputs=made)
-    return (olive.convert if verb == "convert" else olive.quantize)(action, facts)
+    return (holding.convert if verb == "convert" else olive.quantize)(action, facts)
 
 
 def quantize(place: Path, scheme: str, calibrated: bool = False, **given: Any) -> Outcome:

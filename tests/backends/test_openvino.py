@@ -24,6 +24,7 @@ from edgebuild.backends import openvino, openvino_ir
 from edgebuild.errors import StepFailed
 from edgebuild.source import find
 from edgebuild.step import ENVIRONMENT, Action, Outcome
+from tests.backends import holding
 from tests.backends.magika import MAGIKA, features
 from tests.conftest import VNNI
 
@@ -37,7 +38,7 @@ def convert(source: Path, out: Path, **files: Path) -> Outcome:
     made = {"model": out / "model", "report": out / "report.json"}
     inputs = {"model": source, **{f"model.data/{path.name}": path for path in files.values()}}
     action = Action(verb="convert", backend="openvino", params={"task": "other"}, inputs=inputs, outputs=made)
-    return openvino.convert(action, assess(inputs))
+    return holding.convert(action, assess(inputs))
 
 
 def quantize(model: Path, out: Path, scheme: str, calibration: Path | None = None, **given: Any) -> Outcome:

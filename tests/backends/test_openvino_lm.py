@@ -141,7 +141,7 @@ def test_a_tokenizer_that_was_not_converted_is_told(tmp_path: Path, monkeypatch:
 def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "memory", lambda: resources.Memory(total=10**9, available=300_000_000, cgroup_limit=None))
     outcome = convert(copied(tmp_path / "source", golden=False), tmp_path / "out", by_torch=True)
-    assert outcome.summary.endswith(", unverified")
+    assert outcome.summary.endswith(", its conversion unverified")
     assert report(tmp_path / "out")["reason"].startswith("conversion unverified: running the source by transformers takes about")
 
 

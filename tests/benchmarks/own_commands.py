@@ -4,9 +4,8 @@
 
 Makes a random-weight model (as `phi3_mini.py` does) and lets edgebuild convert it and quantize it to int4. Beside each step, in
 turn, a script of a few lines does the same job by the framework alone, in the same toolchain: from the same folder, into a new one.
-A step's seconds are from its key to its receipt; it also holds a conversion against its source, which runs the model once,
-hashes and syncs what it made. Peak memory: RssAnon of the largest process, sampled every
-0.1 s, for both. Toolchains are made where they are not there yet (`edgebuild toolchain install --all`).
+A step's seconds are from its key to its receipt: it also hashes and syncs what it made. Peak memory: RssAnon of the largest
+process, sampled every 0.1 s, for both. Toolchains are made where they are not there yet (`edgebuild toolchain install --all`).
 
 Exits 1 where a step takes more than 1.1 times the time of the framework's own call, or 1.05 times its memory.
 """

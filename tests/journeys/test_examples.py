@@ -238,7 +238,7 @@ def phi3(tmp_path: Path) -> Path:
 
 
 def test_phi3_one_byte_of_a_weight_and_of_the_tokenizer(phi3: Path) -> None:
-    assert ran(phi3, "quantize:ios-phi3") == {"fetch", "assess", "convert", "quantize"}
+    assert ran(phi3, "quantize:ios-phi3") == {"fetch", "assess", "convert", "evaluate", "quantize"}
     path = phi3 / "targets" / "models" / "tiny-phi3" / "model.safetensors"
     with path.open("r+b") as file:  # the lowest bit of one bf16 weight
         file.seek(-2, os.SEEK_END)
@@ -246,7 +246,7 @@ def test_phi3_one_byte_of_a_weight_and_of_the_tokenizer(phi3: Path) -> None:
         file.seek(-2, os.SEEK_END)
         file.write(bytes([byte[0] ^ 1]))
     assert "input model/model.safetensors: " in explained(phi3, "ios-phi3")
-    assert ran(phi3, "quantize:ios-phi3") == {"fetch", "assess", "convert", "quantize"}
+    assert ran(phi3, "quantize:ios-phi3") == {"fetch", "assess", "convert", "evaluate", "quantize"}
     with (phi3 / "targets" / "models" / "tiny-phi3" / "tokenizer.json").open("a") as file:
         file.write("\n")
     assert "input model/tokenizer.json: " in explained(phi3, "ios-phi3")
@@ -279,7 +279,7 @@ def test_a_planted_fault_fails_the_build(phi3: Path, fault: str) -> None:
         (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     result = doit(phi3)
     assert result.returncode == 1
-    assert outcomes(phi3)["convert:ios-phi3"] == "failed"
+    assert outcomes(phi3)["evaluate:ios-phi3.baseline"] == "failed"
     assert "golden.safetensors" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (phi3 / "dist").exists()

@@ -2,11 +2,12 @@
 
     python -m tests.sweeps.corruption [--count N] [--seed N] [--only KIND] [--by DAMAGE] [--without GUARD]
 
-After each damage: a build, an edit with a build, the edit undone with a build; each must end well, without a traceback,
-with what a clean build makes. One trial in ten goes through the real command, one in four has two damages.
+After each damage: a build, an edit of the target or of its data with a build, the edit undone with a build; each must end well,
+without a traceback, with what a clean build makes. One trial in ten goes through the real command, one in four has two damages.
 """
 
 import argparse
+import io
 import json
 import os
 import random
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgebuild import cli
 from edgebuild.errors import EdgebuildError
 from edgebuild.files import remove_tree
@@ -30,11 +33,15 @@ from tests.sweeps.audit import Contents, contents, leftovers
 from tests.sweeps.trust import GUARDS
 
 BIN = Path(sys.executable).parent
-STATES = (
-    "gates: {cosine: {min: 0.9}}\n",
-    "quantize: {group_size: 64}\ngates: {cosine: {min: 0.9}}\n",
-    "gates: {cosine: {min: 1}, weights_ratio: {max: 0.0001}}\n",  # fails, so that nothing is delivered
+GATES = "gates: {cosine: {min: 0.9}}\n"
+STATES = (  # of the target, and of its evaluation data: an edit of either must be seen
+    (GATES, 0),
+    (f"quantize: {{group_size: 64}}\n{GATES}", 0),
+    ("gates: {cosine: {min: 1}, weights_ratio: {max: 0.0001}}\n", 0),  # fails, so that nothing is delivered
+    (GATES, 1),
 )
+FAILS = 2
+DATA = "evaluate: {data: data.npz}\n"
 PLACES: Mapping[str, tuple[str, ...]] = {  # kind of victim -> where its files lie
     "object": (".edgebuild/objects/*/*",),
     "record": (".edgebuild/records/*/*",),
@@ -255,10 +262,11 @@ def _clean(root: Path, state: int) -> Contents:
 
 def _build(lab: Lab, state: int, by_command: bool) -> list[str]:
     """Build as this state is. → what went wrong."""
-    path, text = lab.root / "targets" / "one.yaml", TARGET + STATES[state]
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    passes = state != 2
+    path, (text, seed) = lab.root / "targets" / "one.yaml", STATES[state]
+    if path.read_text() != TARGET + DATA + text:
+        path.write_text(TARGET + DATA + text)
+    _set_data(lab.root / "data.npz", seed)
+    passes = state != FAILS
     if by_command:
         ended = subprocess.run([str(BIN / "edgebuild")], cwd=lab.root, capture_output=True, text=True, timeout=120)
         said = ended.stdout + ended.stderr
@@ -276,6 +284,15 @@ def _build(lab: Lab, state: int, by_command: bool) -> list[str]:
     failed = {name for name, outcome in outcomes.items() if outcome in ("failed", "blocked")}
     expected = set() if passes else {"gate:one", "package:one", "build:one"}
     return [f"failed: {sorted(failed)}"] if failed != expected else []
+
+
+def _set_data(path: Path, seed: int) -> None:
+    """Other values in the same number of bytes, at what seems the same time: only the ctime tells."""
+    made = io.BytesIO()
+    np.savez(made, x=np.random.default_rng(seed).standard_normal((16, 4)).astype(np.float32))
+    if not path.exists() or path.read_bytes() != made.getvalue():
+        path.write_bytes(made.getvalue())
+        os.utime(path, ns=(0, 0))
 
 
 def _compare(root: Path, clean: Contents) -> list[str]:
