@@ -169,8 +169,8 @@ class Project:
         return cached
 
     def _texts(self) -> dict[str, str]:
-        """Path → digest of every target and platform file of the project."""
-        return {path: self.memo.of(path) if os.path.isfile(path) else "" for path in _text_files()}
+        """Path → digest of every target and platform file of the project, each as it is now: an edit may come at any moment."""
+        return {path: self.memo.look(path) if os.path.isfile(path) else "" for path in _text_files()}
 
     def _make(self) -> None:
         from edgebuild import load, plan

@@ -525,6 +525,28 @@ def test_a_text_that_changes_while_it_is_planned_leaves_no_plan(built: Lab, monk
     assert Project().targets["one"]["description"] == "a fake deliverable"
 
 
+def test_an_edit_while_a_plan_is_looked_for_is_not_taken_for_the_text_before_it(built: Lab) -> None:
+    """A text is read, no plan is kept of it, and another one takes its place before a plan is made: of which text is that?"""
+    target, make = built.root / "targets" / "one.yaml", Project._make
+    first, second = (FULL.replace("a fake", f"the {name}") for name in ("first", "second"))
+
+    def edited(project: Project) -> None:
+        target.write_text(second)
+        time.sleep(0.05)
+        make(project)
+
+    os.chdir(built.root)
+    target.write_text(first)
+    time.sleep(0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Project, "_make", edited)
+        assert Project().targets["one"]["description"] == "the second deliverable"
+    for text, name in ((FULL, "a fake"), (first, "the first"), (second, "the second")):
+        target.write_text(text)
+        time.sleep(0.05)
+        assert Project().targets["one"]["description"] == f"{name} deliverable"
+
+
 def test_of_plans_of_before_a_few_are_kept(built: Lab) -> None:
     from edgebuild.project import BEFORE, KEPT
 

@@ -81,7 +81,7 @@ def smoke() -> str:
 
 def open(model: Path, view: str = "") -> FakeSession:
     payload = json.loads((model / "payload.json").read_text(encoding="utf-8"))
-    if payload["text"] == "!elsewhere-later" and payload["scheme"] == "none":
+    if payload["text"] == "!elsewhere-later" and payload["scheme"] != "none":
         _spill(model.parents[1] / "quantize")
     return FakeSession(payload)
 

@@ -203,7 +203,7 @@ def _build(root: Path, guard: str, status: int, clean: Contents) -> Iterator[str
     build = _start(root, guard)
     said = build.communicate(timeout=300)[0]
     if build.returncode != status or "Traceback" in said or "unexpected" in said:
-        yield f"the next build ended with {build.returncode}: {said[-400:]}"
+        yield f"the next build ended with {build.returncode}, not {status}: {said[-400:]}"
     now = _needed(root)
     if "0 ran, 0 restored" not in said:  # a no-op by stats alone collects nothing
         yield from leftovers(root)
