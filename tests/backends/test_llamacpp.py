@@ -81,7 +81,7 @@ def test_the_file_is_what_llama_cpp_reads_on_a_device(converted: Path) -> None:
 def test_rope_parameters_reach_llama_cpp(converted: Path, tmp_path: Path) -> None:
     source = copied(tmp_path / "source", golden=False)
     edit(source / "config.json", lambda config: config["rope_parameters"].update(rope_theta=500_000.0))
-    assert convert(source, tmp_path / "out").summary == "bf16, 4,196,608 parameters, unverified"
+    assert convert(source, tmp_path / "out").summary == "bf16, 4,196,608 parameters, its conversion unverified"
     assert header(tmp_path / "out").values["phi3.rope.freq_base"] == 500_000.0
     apart = logits(tmp_path / "out", TOKENS) - logits(converted, TOKENS)
     assert np.abs(apart).max() > 0.1
@@ -198,7 +198,7 @@ def test_a_source_that_memory_has_no_room_for_is_not_run(tmp_path: Path, monkeyp
 def test_a_gguf_is_taken_as_it_is(converted: Path, tmp_path: Path) -> None:
     source = converted / "model/model.gguf"
     outcome = convert(source, tmp_path / "out")
-    assert outcome.summary == "bf16, 4,196,608 parameters, the source's own bytes"
+    assert outcome.summary == "bf16, 4,196,608 parameters, its source's own bytes"
     assert contents(tmp_path / "out/model") == contents(converted / "model")
     assert report(tmp_path / "out")["verified"] is True
     facts = assess({"model": source})
@@ -218,7 +218,7 @@ def test_a_quantized_gguf_is_taken_with_scheme_none_alone(converted: Path, tmp_p
         "it is quantized already (Q4_0, Q6_K); quantize: {scheme: none}"
     )
     assert llamacpp.refuse(facts, {"task": "text-generation"}) == ""
-    assert convert(source, tmp_path / "taken").summary == "q4_0, q6_k, 4,196,608 parameters, the source's own bytes"
+    assert convert(source, tmp_path / "taken").summary == "q4_0, q6_k, 4,196,608 parameters, its source's own bytes"
 
 
 @needs_llama
