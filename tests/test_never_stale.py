@@ -1,7 +1,10 @@
 """Each edit runs exactly the steps that depend on it, and `explain` names it. On the fake backend; the real ones: journeys."""
 
+import errno
+import hashlib
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -352,6 +355,35 @@ def test_a_copy_is_known_and_an_edit_of_it_at_once_is_seen(lab: Lab) -> None:
         with open("dist/copy", "r+b") as file:
             file.write(b"wrong")
         assert memo.look("dist/copy") != artifact.digest
+
+
+def test_what_is_large_is_on_the_disk_before_it_is_in_the_store(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is synced while it is hashed; a disk that does not take it is no less of an error then."""
+    os.chdir(lab.root)
+    store, synced, fsync = Store(".edgebuild", Memo(MEMO)), list[int](), os.fsync
+    monkeypatch.setattr("edgebuild.store.LARGE", 1000)
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_size), fsync(handle)))
+    with store.scratch() as scratch:
+        folder = Path(scratch, "made")
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep/large").write_bytes(bytes(1000))
+        (folder / "small").write_bytes(bytes(999))
+        store.publish(str(folder))
+    assert synced.count(1000) == 2  # and once more when it has its mode
+    assert synced.count(999) == 1
+
+    def full(handle: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with store.scratch() as scratch:
+        made = Path(scratch, "made")
+        made.write_bytes(b"x" * 1000)
+        with pytest.raises(OSError, match="No space left"):
+            store.publish(str(made))
+    assert not any(name == hashlib.sha256(b"x" * 1000).hexdigest() for name, _ in store.names("objects"))
 
 
 def test_a_copy_of_an_object_that_is_written_to_meanwhile_is_not_taken_as_known(

@@ -70,7 +70,8 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
     """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays.
 
-    The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes.
+    The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes;
+    running lays weights out once (0.92 of it measured on 0.65 billion parameters, of int4 less).
     """
     from edgebuild import samples
 
@@ -88,7 +89,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     if facts.experts:
         making = IMPORTED + 2 * whole  # not measured: more than all of it at once
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
-    return Estimate(artifact=made + others, making=making, running=RUNNING + 2 * made + answers)
+    return Estimate(artifact=made + others, making=making, running=RUNNING + made + answers)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
