@@ -18,7 +18,7 @@ def run(action: Action) -> Outcome:
         if role.startswith("measurements/"):
             measurements += _read(action.inputs[role])
     verdicts = _optional(action, "verdicts") or []
-    params = action.params
+    params, held = action.params, _optional(action, "report/held")
     content = {
         "edgebuild": 1,
         "target": params["target"],
@@ -29,7 +29,7 @@ def run(action: Action) -> Outcome:
         "toolchain": params["toolchain"],
         "isa": params["isa"],
         "model": _read(action.inputs["facts"]),
-        "conversion": {**_read(action.inputs["report/convert"]), **_read(action.inputs["report/held"])},
+        "conversion": held and {**(_optional(action, "report/convert") or {}), **held},
         "quantization": _optional(action, "report/quantize"),
         "measurements": measurements,
         "gates": verdicts,

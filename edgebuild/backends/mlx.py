@@ -252,9 +252,8 @@ class MlxSession:
                 # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
                 self._model.update(tree_map(float32.of, self._model.parameters()))
                 self._model = dequantize_model(self._model)  # what is left: mixtures of experts
-            elif (
-                config.get("quantization") and float32.LINUX
-            ):  # in bfloat16 the CPU's kernels are seven times slower, and 2 % off
+            elif config.get("quantization") and float32.LINUX:
+                # In bfloat16 the CPU's kernels are seven times slower, and 2 % off.
                 self._model.update(tree_map(float32.of, self._model.parameters()))
         self._vocabulary = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         bits = _bits(config.get("quantization") or {})

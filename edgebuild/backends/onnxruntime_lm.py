@@ -71,7 +71,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays.
 
     The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes;
-    running lays weights out once (0.92 of it measured on 0.65 billion parameters, of int4 less).
+    running lays weights out once: on 0.65 billion, with a window's logits, 2.43 GB of 2.60 of float32, 0.50 of 0.71 of int4.
     """
     from edgebuild import samples
 
