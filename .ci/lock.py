@@ -5,6 +5,7 @@ uv resolves the extra NAME of pyproject.toml with all that edgebuild itself need
 extra stands in pyproject.toml, in `[tool.edgebuild.locks.NAME]`:
 
     requires    requirements in the place of an extra, for versions that pip by itself would not put together
+    alone       whether edgebuild's own needs are left away: of what runs without it
     head        lines at the top of the lock: comments, and options such as --extra-index-url
     overrides   requirements that take the place of what packages ask for
     leave-out   packages that are not installed though a package asks for them
@@ -57,7 +58,7 @@ def lock(name: str, settings: Mapping[str, Any], upgrade: bool) -> None:
             *((wanted.name,) if "requires" in settings else ("--extra", name)),
             *(word for package in settings["leave-out"] for word in ("--no-emit-package", package)),
             *(("--upgrade",) if upgrade else ()),
-            "pyproject.toml",
+            *(() if settings.get("alone") else ("pyproject.toml",)),
         ]
         subprocess.run(command, cwd=ROOT, check=True)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]

@@ -3,7 +3,7 @@
 The journey of a deliverable, module by module:
 
     load      targets/NAME.yaml, checked           -> Target
-    plan      Target, platform, backend            -> Steps (frozen data, each with a recipe)
+    plan      Target, platform, backend            -> Steps (frozen data, each with a recipe); across targets: agreements
     tasks     Steps                                -> doit tasks; doit orders, selects, threads
     fresh     is this step's receipt still true?   -> skip
     run       key -> record in the store: restore  -> else a worker process, then publish

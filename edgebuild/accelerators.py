@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgebuild.errors import first_line
+
 TIMEOUT = 10  # seconds
 _VENDORS = {"0x8086": "Intel", "0x1002": "AMD", "0x10de": "NVIDIA", "0x1022": "AMD", "0x17cb": "Qualcomm", "0x1af4": "virtio"}
 
@@ -47,8 +49,8 @@ def _nvidia() -> list[str]:
         ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     if done.returncode:
-        raise OSError(f"nvidia-smi says: {(done.stdout + done.stderr).strip().splitlines()[0]}")
-    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        raise OSError(f"nvidia-smi says: {first_line(done.stdout + done.stderr) or f'nothing, status {done.returncode}'}")
+    rows = [[part.strip() for part in line.rsplit(",", 3)] for line in done.stdout.splitlines() if line.count(",") >= 3]
     return [f"{name}, {memory}, driver {driver}, compute capability {capability}" for name, memory, driver, capability in rows]
 
 

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgebuild import formats
+from edgebuild import formats, positions
 from edgebuild.backend import ModelFacts
 from edgebuild.errors import StepFailed, shown
 from edgebuild.formats import gguf, onnx, safetensors
@@ -97,22 +97,21 @@ def _gguf(path: Path) -> ModelFacts:
 
 def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
     config = read_config(files["model/config.json"])
-    tensors: list[tuple[str, tuple[int, ...]]] = []
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     total = 0
     for role, path in sorted(files.items()):
         if formats.detect(str(path)) != "safetensors" or not _is_weights(role):
             continue
         try:
-            tensors += safetensors.read(str(path)).tensors.values()
+            tensors |= safetensors.read(str(path)).tensors
         except ValueError as error:
-            raise StepFailed(f"{path.name}: {error}; copy or download it again") from error
+            raise StepFailed(f"{path.name}: {error}") from error
         total += path.stat().st_size
     if not tensors:
         raise StepFailed("the folder's *.safetensors hold no tensors; copy or download them again")
     architectures = config.get("architectures")
     inner = config.get("text_config")
     shape = {**inner, **config} if isinstance(inner, dict) else config  # of a model that sees or hears: its language part
-    quantization = config.get("quantization_config") or config.get("quantization")
     return ModelFacts(
         format="huggingface",
         architecture=shown(str(architectures[0])) if isinstance(architectures, list) and architectures else "unknown",
@@ -126,11 +125,20 @@ def _huggingface(files: Mapping[str, Path]) -> ModelFacts:
         vocabulary=_number(shape, "vocab_size"),
         experts=_number(shape, "num_local_experts") or _number(shape, "num_experts"),
         tied_embeddings=bool(config["tie_word_embeddings"]) if "tie_word_embeddings" in config else None,
-        quantized=shown(str(quantization.get("quant_method", "yes"))) if isinstance(quantization, dict) else "",
+        scaled=positions.of_config(shape),
+        quantized=_quantized(config, tensors),
         tokenizer=next((files[role].stat().st_size for role in TOKENIZERS if role in files), 0),
         licence=_licence(files),
-        **_counted(tensors),
+        **_counted(tensors.values()),
     )
+
+
+def _quantized(config: Mapping[str, Any], tensors: Iterable[str]) -> str:
+    """By its configuration, else by the names that GPTQ and AWQ give to packed weights, of which older tools wrote no more than those."""
+    quantization = config.get("quantization_config") or config.get("quantization")
+    if isinstance(quantization, dict):
+        return shown(str(quantization.get("quant_method", "yes")))
+    return "packed, as .qweight says" if any(name.endswith(".qweight") for name in tensors) else ""
 
 
 def _counted(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, Any]:

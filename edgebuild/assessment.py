@@ -2,8 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def _rows(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     total = sum(facts.parameters.values())
     yield "parameters", f"{total:,}: " + ", ".join(f"{dtype} {count:,}" for dtype, count in facts.parameters.items())
     yield "quantized", facts.quantized and f"already: {facts.quantized}"
+    yield "positions", ", ".join(sorted({f"scaled by {shown(str(one['rope_type']))}" for one in facts.scaled}))
     numbers = {
         "layers": facts.layers,
         "heads": facts.heads,
@@ -152,9 +154,16 @@ def _shown_backend(takes: Takes) -> Iterator[str]:
         yield f"{takes.backend:<14} cannot: {takes.refused}"
         return
     yield f"{takes.backend:<14} {'takes it as':<26} {'weights':<15} memory to build"
-    for size in takes.sizes:
-        name = size.scheme + (f", groups of {size.group_size}" if size.group_size else "")
-        if size.artifact is None or size.memory is None:
-            yield f"{'':<14} {name:<26} cannot: {size.refused}"
-        else:
-            yield f"{'':<14} {name:<26} {f'about {human(size.artifact)}':<15} about {human(size.memory)}"
+    for reason, sizes in groupby(takes.sizes, lambda size: size.refused and (size.scheme, size.refused)):
+        alike = list(sizes)
+        if reason:
+            yield f"{'':<14} {_name(alike):<26} cannot: {alike[0].refused}"
+            continue
+        for size in alike:
+            yield f"{'':<14} {_name([size]):<26} {f'about {human(size.artifact or 0)}':<15} about {human(size.memory or 0)}"
+
+
+def _name(sizes: Sequence[Size]) -> str:
+    """`int4, groups of 32`: of one scheme, with the groups of each."""
+    groups = ", ".join(str(size.group_size) for size in sizes if size.group_size)
+    return sizes[0].scheme + (f", groups of {groups}" if groups else "")

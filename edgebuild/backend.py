@@ -34,6 +34,7 @@ class ModelFacts:
     vocabulary: int | None = None
     experts: int | None = None
     tied_embeddings: bool | None = None
+    scaled: Sequence[Mapping[str, Any]] = ()  # how rotary positions are, by kinds of layers; see positions.py
     opsets: Mapping[str, int] = field(default_factory=dict)
     operators: Mapping[str, int] = field(default_factory=dict)
     inputs: Sequence[Mapping[str, Any]] = ()

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgebuild import machine, samples
 from edgebuild.backend import Backend, Session
-from edgebuild.errors import EdgebuildError, StepFailed
+from edgebuild.errors import EdgebuildError, StepFailed, said
 from edgebuild.intervals import CONFIDENCE
 from edgebuild.meter import POWERCAP, Energy, Memory
 from edgebuild.step import Action, Outcome
@@ -463,6 +463,7 @@ def _clock(call: Callable[[], object]) -> int:
 
 def main() -> int:
     """The child: an order and then commands on standard input, answers on standard output, until the input ends."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as in a worker that only runs an artifact
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a framework prints is no answer
 
@@ -475,7 +476,7 @@ def main() -> int:
     except EdgebuildError as error:
         answer({"error": str(error)})
     except Exception as error:  # noqa: BLE001 - the outer edge of this process: a framework may raise anything
-        answer({"error": f"unexpected {type(error).__name__}: {str(error)[:300]}"})
+        answer({"error": f"unexpected {type(error).__name__}: {said(error)}"})
     return 0
 
 

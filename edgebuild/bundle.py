@@ -1,38 +1,40 @@
 """The `package` step: an artifact, a golden example and rendered templates become a folder for a device's tools, and its archive.
 
-The only module that knows jinja2. A bundle's bytes depend on artifact, templates and parameters; never on time, place or umask.
+A bundle's bytes depend on artifact, templates, parameters and signing key; never on time, place or umask.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import shutil
 import stat
-import subprocess
-import sys
 import tarfile
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from edgebuild import digest, machine
+from edgebuild import digest, machine, sandbox
 from edgebuild.backend import Backend
 from edgebuild.errors import StepFailed
-from edgebuild.step import Action, Outcome
+from edgebuild.render import Word, check_values, identifier, render, word
+from edgebuild.signing import Pair, public
+from edgebuild.step import Action, Image, Outcome
 from edgebuild.units import SEMVER, folded, human, name_problem
-
-if TYPE_CHECKING:
-    import jinja2
 
 MANIFEST = "manifest.json"
 EPOCH = 315532800  # 1980-01-01: the earliest time that every archive format can hold
 BLOCK = 1 << 20  # bytes read at once
 TIMEOUT = 900  # seconds for a bundle's own self-test
+RUNTIMES: Mapping[str, str] = {  # framework → what a device runs its models by, and under which licence
+    "llamacpp": "llama.cpp: MIT licence, the ggml authors",
+    "mlx": "MLX and mlx-lm: MIT licence, Apple Inc.",
+    "olive": "ONNX Runtime: MIT licence, Microsoft Corporation",
+    "onnxruntime": "ONNX Runtime: MIT licence, Microsoft Corporation",
+    "openvino": "OpenVINO: Apache License 2.0, Intel Corporation",
+}
 LEVELS = ("L0", "L1", "L2", "L3", "L4")  # rendered, syntax, semantics, taken by its real tool, ran as the reference does
 
 
@@ -54,36 +56,73 @@ class Proof:
     why_not_higher: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Making:
+    """What a kind makes further files of a bundle from. `values`: what its templates may name; `key`: where the kind signs."""
+
+    out: Path
+    payload: Payload
+    values: Mapping[str, Any]
+    example: Mapping[str, Any]  # golden.json's content
+    scratch: Path  # an empty folder, gone afterwards
+    key: Pair | None
+    image: Image | None = None  # where the kind's bundles are built to images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proving(Making):
+    """A finished bundle, for its real tool. `runs` holds its model against the golden example, and names the runtime."""
+
+    runs: Callable[[], str]  # raises StepFailed
+    tools: Mapping[str, str]  # what `verify` used
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copies:
+    """How many times packing writes the weights, in one format or another; for what is known before any work."""
+
+    bundle: int = 1  # as the budget of weights counts them
+    converted: int = 0  # of those, what a runtime makes that holds the model meanwhile
+    tests: int = 0  # in the bundle too, for tests on a device, and in no budget
+    scratch: int = 0  # at the most beside these, gone when it is packed
+    room: int = 0  # bytes of other things that are gone then too
+
+
 class BundleKind(Protocol):
     CODE: Sequence[str]  # modules below edgebuild whose text is in the package step's key
-    COPIES: int  # how many times a bundle holds the weights, in one format or another
+    COPIES: Copies
+    TOOLS: Mapping[str, str]  # program or absolute path that it needs → Debian's package; without one it is proven less far
+    LOCKS: Mapping[str, str]  # framework → the lock of the wheels that a bundle holds, as toolchains have one
 
     def refuse(self, framework: str, task: str) -> str:
         """Why it cannot hold such a model, in one sentence, else empty; pure."""
 
+    def stated(self, device: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a bundle states of a device, from the facts of its platform; pure: a plan asks too. Raises WrongFact."""
+
     def payload(self, model: Path, module: str) -> Payload:
         """The artifact's place in the bundle; reads names alone. Raises StepFailed."""
 
-    def values(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What its templates may name beside the common values, from the platform's facts. Raises StepFailed."""
+    def values(self, common: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What its templates may name beside the common values, from these. Raises StepFailed.
 
-    def make(self, out: Path) -> Mapping[str, bool]:
-        """Further files, made from the model in place; → path in the bundle: whether it is weights. Raises StepFailed."""
+        `form`: a folder `for-FORM/` of templates is for it, as one may be for a framework.
+        """
 
-    def prove(self, out: Path, runs: Callable[[], str]) -> Proof:
-        """Check a finished bundle. `runs` holds its model against the golden example, and names the runtime. Raises StepFailed."""
+    def make(self, making: Making) -> Mapping[str, bool | None]:
+        """Further files, made from the model in place; → path in the bundle: whether it is weights. Raises StepFailed.
 
+        None: it is there for a test on the device, never delivered to users, and counts in no budget.
+        """
 
-class Word(str):
-    """Text of letters, digits and `.` `_` `+` `-`: needs no escaping where a format has no quotes."""
+    def assemble(self, making: Making) -> Mapping[str, bool | None]:
+        """As `make`, once every template but the README is rendered: archives and images of what lies in the bundle."""
 
+    def verify(self, out: Path) -> Mapping[str, str]:
+        """Check a finished bundle without running it; → by which tools, name → version. Raises StepFailed."""
 
-class Identifier(Word):
-    """A name in code: stands bare."""
-
-
-class Token(str):
-    """A whole token of the output's language, checked by whoever made it: stands as it is."""
+    def consume(self, proving: Proving) -> Proof:
+        """Have the real tool take a finished bundle, as far as it is here. Raises StepFailed."""
 
 
 def run(action: Action, backend_name: str, backend: Backend, kind: BundleKind) -> Outcome:
@@ -91,35 +130,65 @@ def run(action: Action, backend_name: str, backend: Backend, kind: BundleKind) -
     from edgebuild import golden
 
     params, out, model = action.params, action.outputs["bundle"], action.inputs["model"]
-    values = {**_common(action, backend_name), **kind.values(params["platform"]["facts"])}
+    _check_key(action)
+    common = _common(action, backend_name)
+    values = {**common, **kind.values(common)}
     payload = kind.payload(model, values["module"])
-    _budget("weights", sum(path.stat().st_size for path in payload.files.values()), params["limits"])
+    size = sum(path.stat().st_size for path in payload.files.values())
+    _budget("weights", size, params["limits"])
     example = golden.make(backend, model)
-    values |= _of_example(example)
+    values |= {**_of_example(example), "model_bytes": size}
     check_values(values)
     files = _Files(out)
     for place, source in sorted(payload.files.items()):
         files.copy(place, source)
-    made = files.adopt(kind.make(out))
-    weights = sum((out / place).stat().st_size for place in (*payload.files, *made))
-    values |= {"weights": human(weights), "weights_bytes": weights}
-    files.write(payload.golden, golden.dumps(example).encode())
-    for name in values["licences"]:
-        files.copy(f"licences/{name}", action.inputs[f"licence/{name}"])
-    _render_all(action, backend_name, values, files, weights)
-    named = {key: params[key] for key in ("name", "version", "kind")}
-    count = write_manifest(out, {**named, "framework": backend_name, "platform": params["platform"]["name"]})
-    proof = kind.prove(out, lambda: golden.hold(example, backend, out / payload.model))
+    with tempfile.TemporaryDirectory(prefix="edgebuild-package-") as scratch:
+        given: dict[str, Any] = {"out": out, "payload": payload, "values": values, "example": example, "key": action.key}
+        given["image"] = action.image
+        made = dict(files.adopt(kind.make(Making(**given, scratch=_folder(scratch, "make")))))
+        files.write(payload.golden, golden.dumps(example).encode())
+        for name in values["licences"]:
+            files.copy(f"licences/{name}", action.inputs[f"licence/{name}"])
+        pages = _render_all(action, values, files)
+        made |= files.adopt(kind.assemble(Making(**given, scratch=_folder(scratch, "assemble"))))
+        parts = dict.fromkeys(payload.files, True) | made
+        weights, tests = (_size(out, (place for place, part in parts.items() if part is which)) for which in (True, None))
+        _render_pages(pages, values, files, weights, tests)
+        named = {key: params[key] for key in ("name", "version", "kind")}
+        count = write_manifest(out, {**named, "framework": backend_name, "platform": params["platform"]["name"]})
+        proving: dict[str, Any] = {"runs": lambda: golden.hold(example, backend, out / payload.model), "tools": kind.verify(out)}
+        proof = kind.consume(Proving(**given, **proving, scratch=_folder(scratch, "consume")))
     if problems := verify(out):
         raise StepFailed(f"checking the bundle changed it: {problems[0]}; this is a fault of edgebuild or of the runtime")
-    return _finish(action, proof, weights, count)
+    return _finish(action, proof, weights, tests, count)
 
 
-def _finish(action: Action, proof: Proof, weights: int, count: int) -> Outcome:
+def _size(folder: Path, places: Iterable[str]) -> int:
+    return sum((folder / place).stat().st_size for place in places)
+
+
+def _check_key(action: Action) -> None:
+    """Raises StepFailed where the key is not the one that the step's own key names."""
+    expected = action.params.get("sign", {}).get("public")
+    try:
+        if action.key and expected and public(action.key) != expected:
+            raise StepFailed("package.sign: the key was exchanged while this was built; build again")
+    except ValueError as error:
+        raise StepFailed(f"package.sign: {error}") from error
+
+
+def _folder(place: str, name: str) -> Path:
+    folder = Path(place, name)
+    folder.mkdir()
+    return folder
+
+
+def _finish(action: Action, proof: Proof, weights: int, tests: int, count: int) -> Outcome:
     params, out = action.params, action.outputs["bundle"]
     total = sum(path.stat().st_size for path in walk(out))
+    shell = total - weights - tests
     _budget("weights", weights, params["limits"])
-    _budget("shell", total - weights, params["limits"])
+    _budget("shell", shell, params["limits"])
     required = params.get("require_level") or LEVELS[0]
     if LEVELS.index(proof.level) < LEVELS.index(required):
         raise StepFailed(f"proven to {proof.level}, but package.require_level is {required}: {proof.why_not_higher}")
@@ -133,11 +202,14 @@ def _finish(action: Action, proof: Proof, weights: int, count: int) -> Outcome:
         "files": count,
         "bytes": total,
         "weights_bytes": weights,
-        "shell_bytes": total - weights,
+        "shell_bytes": shell,
+        **({"test_bytes": tests} if tests else {}),
+        "test_key": bool(action.key and action.key.test),
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sizes = f"weights {human(weights)}, the rest {human(total - weights)}"
-    return Outcome(summary=f"{params['kind']} bundle, {count} files, {sizes}, proven to {proof.level}")
+    sizes = f"weights {human(weights)}, {f'for tests {human(tests)}, ' if tests else ''}the rest {human(shell)}"
+    signed = "; test key: not for release" if report["test_key"] else ""
+    return Outcome(summary=f"{params['kind']} bundle, {count} files, {sizes}, proven to {proof.level}{signed}")
 
 
 def _budget(part: str, size: int, limits: Mapping[str, int | None]) -> None:
@@ -167,13 +239,8 @@ def lay(model: Path, place: str) -> dict[str, Path]:
 
 
 def self_test(out: Path, script: str) -> dict[str, Any]:
-    """Run a bundle's own Python self-test in a process of its own; → the evidence that it prints last. Raises StepFailed."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-B", script], cwd=out, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise StepFailed(f"the bundle's own self-test {script} took longer than {TIMEOUT} s") from error
+    """Run a bundle's own Python self-test, in a sandbox where one can be made; → the evidence that it prints last. Raises StepFailed."""
+    done = sandbox.python(out.absolute() / script, timeout=TIMEOUT)
     lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
     if done.returncode:
         lines += done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -200,6 +267,8 @@ def _common(action: Action, backend_name: str) -> dict[str, Any]:
     }
     return {
         **{key: word(key, text) for key, text in words.items()},
+        "runtime_licence": RUNTIMES.get(backend_name, "the same as edgebuild's"),
+        "test_key": bool(action.key and action.key.test),
         "module": identifier(params["name"]),
         "module_name": Word(identifier(params["name"])),
         "description": params["description"],
@@ -226,169 +295,42 @@ def _limit(size: int | None) -> str:
     return human(size) if size is not None else "no limit"
 
 
-def word(key: str, text: str) -> Word:
-    """Raises StepFailed where `text` has other characters than a word may have."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", text):
-        raise StepFailed(f"{key}: {text!r} may hold letters, digits and . _ + - alone")
-    return Word(text)
-
-
-def identifier(name: str) -> Identifier:
-    """A name for code, in Swift and most other languages: ios-phi3 → IosPhi3Model."""
-    parts = "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
-    return Identifier(f"{'M' if parts[:1].isdigit() else ''}{parts}Model")
-
-
-def check_values(value: Any, key: str = "") -> None:
-    """Refuse, anywhere in `value`, text that no line of a file should hold. Raises StepFailed naming the value's key."""
-    if isinstance(value, Mapping):
-        for inner, one in value.items():
-            check_values(str(inner), f"{key}, a key")
-            check_values(one, f"{key}.{inner}" if key else str(inner))
-    elif isinstance(value, (list, tuple)):
-        for index, one in enumerate(value):
-            check_values(one, f"{key}[{index}]")
-    elif isinstance(value, str):
-        for character in value:
-            if _forbidden(character):
-                name = unicodedata.name(character, "a control character")
-                raise StepFailed(f"{key!r} holds U+{ord(character):04X} ({name}), which text for templates may not; remove it")
-
-
-def _forbidden(character: str) -> bool:
-    """Controls, line ends, lone surrogates, non-characters, and what is invisible or turns the direction of text.
-
-    The zero-width joiners stay: scripts of India and emoji need them.
-    """
-    code = ord(character)
-    if code in (0x200C, 0x200D):
-        return False
-    return (
-        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
-    )
-
-
 # -- templates --------------------------------------------------------------------------------------------------------------
-def _json(text: str) -> str:
-    """A string literal of JSON, and of JavaScript, Python, YAML and TOML, which all take its escapes."""
-    return json.dumps(text, ensure_ascii=False).replace("<", "\\u003c")  # never "</script>" where a page holds it
-
-
-def _swift(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'  # "\\(" begins no interpolation
-
-
-def _xml(text: str) -> str:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#39;")):
-        text = text.replace(character, entity)
-    return text
-
-
-def _markdown(text: str) -> str:
-    """Inline text that CommonMark and GitHub show as it is."""
-    text = re.sub(r"[\\`*_{}\[\]()#+!|<>&~$^=\"@]", r"\\\g<0>", text.strip())
-    text = re.sub(r"^(\d+)([.])(?=\s|$)", r"\1\\\2", re.sub(r"^-", r"\\-", text))
-    return re.sub(r"(?i)(?<=www)\.|:(?=//)", r"\\\g<0>", text)
-
-
-def _plain(text: str) -> str:
-    return text
-
-
-# Suffix of the output file → how it writes text. A format that is missing here has no templates.
-_TEXT: Mapping[str, Callable[[str], str]] = {
-    **dict.fromkeys((".json", ".js", ".mjs", ".py", ".yaml", ".yml", ".toml"), _json),
-    **dict.fromkeys((".xml", ".plist", ".xcprivacy"), _xml),
-    ".swift": _swift,
-    ".md": _markdown,
-    ".txt": _plain,
-}
-_CODE = (".swift", ".js", ".mjs", ".py")  # where an identifier stands bare
-_TRUTH: Mapping[str, tuple[str, str]] = {
-    ".py": ("False", "True"),
-    **dict.fromkeys((".plist", ".xcprivacy"), ("<false/>", "<true/>")),
-}
-
-
-def finalize(suffix: str) -> Callable[[Any], str]:
-    """What turns a placeholder's value into one whole token of a file with this suffix. It raises StepFailed or UndefinedError."""
-    if suffix not in _TEXT:
-        raise StepFailed(
-            f"edgebuild knows no way to write values into such a file ({suffix or 'no suffix'}); it has: {', '.join(sorted(_TEXT))}"
-        )
-
-    def token(value: Any) -> str:
-        if isinstance(value, bool):
-            return _TRUTH.get(suffix, ("false", "true"))[value]
-        if isinstance(value, int):
-            return str(value)
-        if isinstance(value, float) and math.isfinite(value):
-            return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))  # YAML wants the point
-        if isinstance(value, Token) or (isinstance(value, Identifier if suffix in _CODE else Word) and suffix in (*_CODE, ".md")):
-            return str(value)
-        if isinstance(value, str):
-            return _TEXT[suffix](str(value))
-        str(value)  # an undefined name says so here
-        raise StepFailed(f"a placeholder's value is {value!r}; text, numbers, true and false can be written")
-
-    return token
-
-
-def render(source: str, rel: str, values: Mapping[str, Any]) -> str:
-    """A template's text, filled in. `rel`: its path, whose suffix (without `.j2`) is the output's format. Raises StepFailed."""
-    import jinja2
-
-    try:
-        return _environment(finalize(os.path.splitext(rel.removesuffix(".j2"))[1])).from_string(source).render(values)
-    except StepFailed as error:
-        raise StepFailed(f"template {rel}: {error}") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise StepFailed(f"template {rel}, line {error.lineno}: {error.message}") from error
-    except Exception as error:  # a template may divide by zero, add text to numbers, …
-        raise StepFailed(f"template {rel}: {type(error).__name__}: {str(error)[:200]}") from error
-
-
-def _environment(token: Callable[[Any], str]) -> jinja2.Environment:
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined,
-        finalize=token,
-        autoescape=False,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.clear()  # lipsum is random, and nothing else is needed
-    del environment.filters["random"]
-    return environment
-
-
-def _templates(inputs: Mapping[str, Path], backend_name: str) -> list[tuple[str, Path]]:
-    """(path in the bundle, with `.j2` and `__name__`; file). What lies in a folder `for-NAME-NAME/` is for those frameworks alone."""
+def _templates(inputs: Mapping[str, Path], wanted: Collection[str]) -> list[tuple[str, Path]]:
+    """(path in the bundle, with `.j2` and `__name__`; file). What lies in a folder `for-NAME-NAME/` is for those alone."""
     chosen = {}
     for role, path in inputs.items():
         kind, _, rel = role.partition("/")
         first, _, rest = rel.partition("/")
-        if kind == "template" and (not first.startswith("for-") or backend_name in first.split("-")[1:]):
+        if kind == "template" and (not first.startswith("for-") or not set(first.split("-")[1:]).isdisjoint(wanted)):
             chosen[rest if first.startswith("for-") else rel] = path
-    return sorted(chosen.items(), key=lambda item: (item[0] == "README.md.j2", item[0]))
+    return sorted(chosen.items())
 
 
-def _render_all(action: Action, backend_name: str, values: Mapping[str, Any], files: _Files, weights: int) -> None:
-    """Every template to its place, the README last: it states how much the others take."""
-    for rel, path in _templates(action.inputs, backend_name):
+def _render_all(action: Action, values: Mapping[str, Any], files: _Files) -> list[tuple[str, str]]:
+    """Every template to its place; → (path, text) of the README, which comes last: it states how much the others take."""
+    pages = []
+    for rel, path in _templates(action.inputs, {values["framework"], values.get("form", "")}):
         place = rel.removesuffix(".j2").replace("__name__", values["module"])
         if not rel.endswith(".j2"):
             files.copy(place, path, script=True)
             continue
-        shell = sum(found.stat().st_size for found in walk(files.root)) - weights
         try:
             source = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             raise StepFailed(f"template {rel} is no UTF-8 text: byte {error.start}; save it as UTF-8") from error
-        files.write(place, render(source, rel, {**values, "shell": human(shell), "shell_bytes": shell}).encode())
+        if rel == "README.md.j2":
+            pages.append((rel, source))
+        else:
+            files.write(place, render(source, rel, values).encode())
+    return pages
+
+
+def _render_pages(pages: Sequence[tuple[str, str]], values: Mapping[str, Any], files: _Files, weights: int, tests: int) -> None:
+    shell = sum(found.stat().st_size for found in walk(files.root)) - weights - tests
+    sizes = {"weights": human(weights), "weights_bytes": weights, "shell": human(shell), "shell_bytes": shell}
+    for rel, source in pages:
+        files.write(rel.removesuffix(".j2"), render(source, rel, {**values, **sizes}).encode())
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------
@@ -401,12 +343,12 @@ class _Files:
         root.mkdir()
         root.chmod(0o755)
 
-    def adopt(self, made: Mapping[str, bool]) -> list[str]:
-        """Files that lie in the bundle already; → those that are weights."""
+    def adopt(self, made: Mapping[str, bool | None]) -> Mapping[str, bool | None]:
+        """Files that lie in the bundle already."""
         for place in made:
             self._claim(place)
             _mode(self.root / place, script=False)
-        return [place for place, weights in made.items() if weights]
+        return made
 
     def copy(self, place: str, source: Path, script: bool = False) -> None:
         """Copied without being held in memory. Raises StepFailed for a link or anything else that is no plain file."""

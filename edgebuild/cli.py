@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, USAGE, EdgebuildError, StepFailed, UserError, did_you_mean, disk
+from edgebuild.errors import FAULT, INTERRUPTED, OK, USAGE, EdgebuildError, StepFailed, UserError, did_you_mean, disk
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -31,6 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     start = time.monotonic()
+    if words[:2] == ["completion", "--words"]:
+        return _words(words[2:])
+    before, words = _options(words)
+    strict = "--strict" in before
+    if "--offline" in before:
+        os.environ["EDGEBUILD_OFFLINE"] = "1"
     if words[:1] == ["--version"]:
         from edgebuild import __version__
 
@@ -39,20 +45,17 @@ def _main(words: list[str]) -> int:
     if words[:1] in (["--help"], ["-h"]):
         print(_help(), end="")
         return OK
-    if words[:2] == ["completion", "--words"]:
-        return _words(words[2:])
     if words and (command := COMMANDS.get(words[0])):
-        return _command(words[0], command, words[1:])
-    strict = False
-    while words[:1] in (["--strict"], ["--offline"]):
-        if words[0] == "--offline":
-            os.environ["EDGEBUILD_OFFLINE"] = "1"
-        strict |= words[0] == "--strict"
-        words = words[1:]
+        if strict and not command.builds:
+            builds = ", ".join(name for name, one in COMMANDS.items() if one.builds)
+            raise UserError(
+                f"--strict is for what builds: edgebuild --strict alone, with tasks, or with {builds}; {words[0]} does not"
+            )
+        return _command(words[0], command, words[1:], strict)
     _enter_project()
     if not words and _nothing_to_do(strict, start):
         return OK
-    return _doit([*words, *(["strict=1"] if strict else [])])
+    return _doit(words, strict)
 
 
 # -- commands of our own: a row each ------------------------------------------------------------------------------------
@@ -65,6 +68,8 @@ class Command:
     takes: "Callable[[ArgumentParser], object]"
     run: "Callable[[Namespace], int]"
     project: bool = True
+    builds: bool = False  # whether --strict before it says something
+    mixed: bool = False  # whether options may stand between its words
 
 
 def _init(options: "Namespace") -> int:
@@ -100,12 +105,15 @@ def _remeasure(options: "Namespace") -> int:
         benchmark = next(step for step in project.of(name) if step.verb == "benchmark")
         reason = project.recipes[benchmark.recipe]["params"]["not_measured"]
         raise UserError(f"nothing of {name} is measured on this machine, so there is nothing to measure again: {reason}")
-    return _doit([f"build:{name}", f"again={','.join(measuring)}"])
+    return _doit([f"build:{name}", f"again={','.join(measuring)}"], options.strict)
 
 
 def _doctor(options: "Namespace") -> int:
-    from edgebuild.doctor import doctor
+    from edgebuild.doctor import apt, doctor
 
+    if options.apt:
+        print(apt())
+        return OK
     try:
         _enter_project()
     except UserError:
@@ -144,25 +152,15 @@ def _model_and_platform(parser: "ArgumentParser") -> None:
 
 
 def _toolchain(options: "Namespace") -> int:
-    from edgebuild import equip
+    from edgebuild.equip import run
 
-    if options.offline:
-        os.environ["EDGEBUILD_OFFLINE"] = "1"
-    if options.what == "list":
-        print("\n".join(equip.show()))
-        return OK
-    wanted = equip.locks(options.names, options.all)
-    if options.what == "install":
-        return equip.make(wanted)
-    print("\n".join(equip.drop(wanted)))
-    return OK
+    return run(options)
 
 
 def _toolchains(parser: "ArgumentParser") -> None:
-    parser.add_argument("what", choices=("install", "list", "remove"), help="make environments, show them, or remove them")
-    parser.add_argument("names", metavar="NAME", nargs="*", help="toolchains, as `edgebuild toolchain list` names them")
-    parser.add_argument("--all", action="store_true", help="every toolchain")
-    parser.add_argument("--offline", action="store_true", help="ask no package index: say what is missing")
+    from edgebuild.equip import takes
+
+    takes(parser)
 
 
 def _completion(options: "Namespace") -> int:
@@ -170,6 +168,11 @@ def _completion(options: "Namespace") -> int:
 
     print(SCRIPTS[options.shell], end="")
     return OK
+
+
+def _json_or_apt(parser: "ArgumentParser") -> None:
+    _json(parser)
+    parser.add_argument("--apt", action="store_true", help="print the line that installs the programs that bundles are proven by")
 
 
 def _shell(parser: "ArgumentParser") -> None:
@@ -185,9 +188,16 @@ def _words(asked: list[str]) -> int:
     except UserError:
         pass  # then there are no tasks to name
     current, *before = asked or [""]
-    parsers = {name: _parser(name, command) for name, command in COMMANDS.items()}
-    print("\n".join(words(current, before, parsers)))
+    _, before = _options(before)
+    name = before[0] if before else ""
+    print("\n".join(words(current, before, COMMANDS, _parser(name, COMMANDS[name]) if name in COMMANDS else None)))
     return OK
+
+
+def _options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The options that stand before all other words, and the rest."""
+    count = next((place for place, word in enumerate(words) if word not in ("--strict", "--offline")), len(words))
+    return words[:count], words[count:]
 
 
 def _one_target(parser: "ArgumentParser") -> None:
@@ -205,55 +215,18 @@ def _json(parser: "ArgumentParser") -> None:
 
 def _verify(options: "Namespace") -> int:
     if options.store:
-        return _verify_store()
-    from edgebuild.fresh import Fresh
-    from edgebuild.process import Workers, collect
-    from edgebuild.progress import display
-    from edgebuild.run import Builder
-    from edgebuild.verify import doubt, show, steps_of, verify
+        from edgebuild import fsck
 
-    project, name = _target(options.target)
-    collect(project.store.root)
-    terminal = display(len(steps_of(project, name)))
-    try:
-        found = verify(project, name, Builder(project, Fresh(project), Workers(), tell=terminal.told, watcher=terminal), terminal)
-    finally:
-        terminal.close()
-    print(show(found, name))
-    doubt(project, found)
-    project.memo.save()
-    return FAILED if any(one.differences for one in found) else OK
+        return fsck.run(lambda: _waits("builds that use the store"))
+    from edgebuild.verify import run
 
-
-def _verify_store() -> int:
-    from edgebuild import fsck
-    from edgebuild.progress import hashing
-    from edgebuild.project import Project
-    from edgebuild.units import human
-
-    start, store = time.monotonic(), Project().store
-    with hashing(fsck.size(store)) as grow:
-        health = fsck.check(store, grow, lambda: _waits("builds that use the store"))
-    for damage in health.damaged:
-        print(f"{damage}; removed, a build that needs it makes it again")
-    print(
-        f"store {store.root}: {health.objects:,} objects, {human(health.bytes)}, {health.records:,} records, "
-        f"{len(health.damaged):,} damaged ({time.monotonic() - start:.1f} s)"
-    )
-    return FAILED if health.damaged else OK
+    return run(*_target(options.target))
 
 
 def _gc(options: "Namespace") -> int:
-    from edgebuild import gc
-    from edgebuild.project import Project
+    from edgebuild.gc import run
 
-    project = Project()
-    if options.forget is not None:
-        gc.forget(project.store, options.forget)
-    found = gc.collect(project, options.keep_last, options.max_size, options.dry_run, lambda: _waits("builds that use the store"))
-    print(gc.show(found, options.dry_run))
-    gc.check_size(found, options.max_size)
-    return OK
+    return run(options, lambda: _waits("builds that use the store"))
 
 
 def _du(options: "Namespace") -> int:
@@ -268,25 +241,6 @@ def _waits(what: str) -> None:
     print(f"waits for {what}", file=sys.stderr, flush=True)
 
 
-def _size(text: str) -> int:
-    from argparse import ArgumentTypeError
-
-    from edgebuild.units import size
-
-    try:
-        return size(text)
-    except ValueError as error:
-        raise ArgumentTypeError(f"must be {error}, not {text}") from error
-
-
-def _number(text: str) -> int:
-    from argparse import ArgumentTypeError
-
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"must be a number, 0 or more, not {text}")
-    return int(text)
-
-
 def _target_or_store(parser: "ArgumentParser") -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("target", metavar="TARGET", nargs="?", help="rebuild this target apart and compare")
@@ -294,12 +248,45 @@ def _target_or_store(parser: "ArgumentParser") -> None:
 
 
 def _what_to_keep(parser: "ArgumentParser") -> None:
-    parser.add_argument("--keep-last", metavar="N", type=_number, default=0, help="keep the N newest results of every step too")
-    parser.add_argument(
-        "--max-size", metavar="SIZE", type=_size, help="keep what nobody needs too, newest first, while all fits in 20GB"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
-    parser.add_argument("--forget", metavar="DIR", help="do without a project that cannot be seen; '*' stands for any text")
+    from edgebuild.gc import takes
+
+    takes(parser)
+
+
+def _releases(parser: "ArgumentParser") -> None:
+    from edgebuild.release import takes
+
+    takes(parser)
+
+
+def _release(options: "Namespace") -> int:
+    from edgebuild.release import run
+
+    return run(options, _enter_project, lambda words: _doit(words, options.strict))
+
+
+def _keys(parser: "ArgumentParser") -> None:
+    from edgebuild.release import takes_key
+
+    takes_key(parser)
+
+
+def _key(options: "Namespace") -> int:
+    from edgebuild.release import key
+
+    return key(options)
+
+
+def _pipelines(parser: "ArgumentParser") -> None:
+    from edgebuild.ci import takes
+
+    takes(parser)
+
+
+def _ci(options: "Namespace") -> int:
+    from edgebuild.ci import run
+
+    return run(options, _enter_project)
 
 
 COMMANDS: dict[str, Command] = {
@@ -359,11 +346,36 @@ COMMANDS: dict[str, Command] = {
         example="edgebuild remeasure web-digits",
         takes=_one_target,
         run=_remeasure,
+        builds=True,
+    ),
+    "release": Command(
+        about="build all default targets, and put their archives and evidence under a signed list; or verify that",
+        example="edgebuild release out package.version=1.2.0 --key release.key\n  edgebuild release --verify out --key release.key.pub",
+        takes=_releases,
+        run=_release,
+        project=False,
+        builds=True,
+        mixed=True,
+    ),
+    "key": Command(
+        about="make the pair of keys that releases are signed and verified with",
+        example="edgebuild key new release.key",
+        takes=_keys,
+        run=_key,
+        project=False,
+    ),
+    "ci": Command(
+        about="write the pipeline that builds this project's targets in CI and releases them on a tag",
+        example="edgebuild ci github\n  edgebuild ci report build --junit gates.xml",
+        takes=_pipelines,
+        run=_ci,
+        project=False,
+        mixed=True,
     ),
     "doctor": Command(
         about="say what there is to work with here: backends, each tried; machine, disks, accelerators",
         example="edgebuild doctor --json",
-        takes=lambda parser: _json(parser),
+        takes=_json_or_apt,
         run=_doctor,
         project=False,
     ),
@@ -373,6 +385,7 @@ COMMANDS: dict[str, Command] = {
         takes=_toolchains,
         run=_toolchain,
         project=False,
+        mixed=True,
     ),
     "completion": Command(
         about="print a script that completes commands, tasks and targets in a shell",
@@ -397,11 +410,13 @@ options before any words: --strict (an INCONCLUSIVE gate fails), --offline (no p
 """
 
 
-def _command(name: str, command: Command, words: list[str]) -> int:
+def _command(name: str, command: Command, words: list[str], strict: bool) -> int:
     try:
-        options = _parser(name, command).parse_args(words)
+        parser = _parser(name, command)
+        options = parser.parse_intermixed_args(words) if command.mixed else parser.parse_args(words)
     except SystemExit as stop:  # argparse has said why
         return USAGE if stop.code else OK
+    options.strict = strict
     if command.project:
         _enter_project()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is begun is cleaned up
@@ -465,9 +480,15 @@ def _nothing_to_do(strict: bool, start: float) -> bool:
     return True
 
 
-def _doit(words: list[str]) -> int:
+def _doit(words: list[str], strict: bool = False) -> int:
     from doit.doit_cmd import DoitMain
 
+    from edgebuild.tasks import asks, check_option
+
+    check_option(words)
+    words = [*asks(words), *(["strict=1"] if strict else [])]
+    if words[:1] in (["help"], ["list"], ["info"]):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads them may stop reading, which doit takes for a fault
     sys.argv = ["edgebuild", *words]
     try:
         return int(DoitMain().run(words) or OK)

@@ -7,10 +7,12 @@ doit's. Names come from the plan cache and from targets/, never from YAML: an an
 import json
 import os
 from argparse import ArgumentParser
+from collections.abc import Iterable
 
 from edgebuild.files import unsealed
 from edgebuild.noop import STATE
 from edgebuild.step import VERBS
+from edgebuild.units import name_problem
 
 DOIT = ("run", "list", "info", "clean", "forget", "help")  # doit's own commands that take tasks, and help
 OPTIONS = ("--strict", "--offline", "--help", "--version")
@@ -49,14 +51,17 @@ complete -c edgebuild -a '(__edgebuild_words)'
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
-def words(current: str, before: list[str], parsers: dict[str, ArgumentParser]) -> list[str]:
-    """What may stand for the word `current` behind the words `before`, in the project's root; `parsers`: of edgebuild's commands."""
-    if before and before[0] in parsers:
-        found = _arguments(parsers[before[0]])
+def words(current: str, before: list[str], commands: Iterable[str], parser: ArgumentParser | None) -> list[str]:
+    """What may stand for the word `current` behind the words `before`, in the project's root.
+
+    `commands`: edgebuild's own; `parser`: of the one that the words begin with.
+    """
+    if parser:
+        found = _arguments(parser)
     else:
         tasks = [f"{verb}:{name}" for name in names() for verb in ("build", *VERBS) if verb not in ("reference", "choose")]
         tasks += _planned()
-        found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *parsers, *DOIT, *tasks]
+        found = tasks if any(word not in OPTIONS for word in before) else [*OPTIONS, *commands, *DOIT, *tasks]
     return sorted({word for word in found if word.startswith(current) and word not in before})
 
 
@@ -81,12 +86,16 @@ def _planned() -> set[str]:
 
 
 def names() -> list[str]:
-    """The targets: those of the last plan; where a target file is younger than that, by file names too."""
+    """The targets: those of the last plan; where a target file is younger than that, by file names too.
+
+    What cannot be a target's name is never put on somebody's command line: `$(…)`, blanks, what a terminal obeys.
+    """
     files = {name.removesuffix(".yaml"): f"targets/{name}" for name in _listdir("targets") if name.endswith(".yaml")}
+    files = {name: path for name, path in files.items() if not name_problem(name)}
     try:
         with open(f"{STATE}/plan.json", "rb") as file:
             cached = json.loads(unsealed(file.read()))
-        planned = {*map(str, cached["targets"]), *map(str, cached["problems"])}
+        planned = {name for name in map(str, (*cached["targets"], *cached["problems"])) if not name_problem(name)}
         made = os.stat(f"{STATE}/plan.json").st_mtime
         young = {name for name, path in files.items() if os.stat(path).st_mtime > made}
     except (OSError, ValueError, KeyError, TypeError):

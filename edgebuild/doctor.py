@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from edgebuild import __version__, environment, machine, resources, toolchain
 from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.backend import Needs
 from edgebuild.backends import BACKENDS
+from edgebuild.bundles import BUNDLES, pkcs11
 from edgebuild.errors import FAILED, OK, StepFailed
 from edgebuild.process import Workers
 from edgebuild.run import Perform
@@ -80,6 +81,16 @@ def doctor(store: str, as_json: bool) -> tuple[str, int]:
     found = examine(store)
     status = FAILED if any(backend.state == BROKEN for backend in found.backends) else OK
     return json.dumps(asdict(found), indent=1, ensure_ascii=False) if as_json else _show(found), status
+
+
+def apt(kinds: Iterable[str] = tuple(BUNDLES), tokens: bool = True) -> str:
+    """The one line that installs, on Debian and Ubuntu, every program that bundles are made, signed and checked with; or nothing.
+
+    `tokens`: what signs with a key in a token too.
+    """
+    tools = [*(BUNDLES[kind].TOOLS for kind in kinds), pkcs11.PACKAGES if tokens else {}]
+    packages = sorted({package for one in tools for package in one.values()})
+    return " ".join(("apt-get install -y --no-install-recommends", *packages)) if packages else ""
 
 
 def examine(store: str, perform: Perform | None = None, versions: Versions = toolchain.versions) -> Report:

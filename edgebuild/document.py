@@ -263,7 +263,7 @@ def _text(path: str, file: str) -> str:
 def _validator(schema: str) -> Any:
     """The validator of `SCHEMA` or `SCHEMA#POINTER`. Its registry holds our own schemas and fetches nothing."""
     registry: Any = referencing.Registry()
-    for name in ("target", "platform"):
+    for name in ("target", "platform", "compose"):
         with open(os.path.join(shipped.folder("schemas"), f"{name}.json"), encoding="utf-8") as file:
             loaded = json.load(file)
         del loaded["$schema"]  # it would bring back jsonschema's own validator of that draft

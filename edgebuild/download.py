@@ -1,6 +1,5 @@
 """One file from an https address, by its sha256: resumed where it was cut, bounded in size and redirects."""
 
-import email.message
 import hashlib
 import http.client
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, first_line
 from edgebuild.step import Download
 from edgebuild.units import human
 
@@ -65,14 +64,17 @@ def _receive(what: Download) -> None:
         except urllib.error.HTTPError as error:
             if error.code == 416 and before:  # nothing lies behind what is here: the file is whole, or another one
                 return
-            problem = f"the server says {error.code} {str(error.reason).splitlines()[0]}"
+            problem = f"the server says {error.code} {first_line(error.reason)}".rstrip()
+            if error.code // 100 == 3:  # what urllib says of that names the address, with its query
+                nowhere = f"it is redirected to nowhere, in a circle, more than {REDIRECTS} times, or to what is not https"
+                raise StepFailed(f"{_shown(what.url)}: {nowhere}; not followed; {_advice(error.code)}") from error
             if error.code not in _AGAIN:
                 raise StepFailed(f"{_shown(what.url)}: {problem}; {_advice(error.code)}") from error
             wait = _wait(error.headers, wait)
         except (http.client.HTTPException, OSError) as error:
             if isinstance(error, urllib.error.URLError) and isinstance(error.reason, _Refused):
                 raise StepFailed(f"{_shown(what.url)}: {error.reason}") from error
-            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            problem = first_line(getattr(error, "reason", error))
             if getattr(error, "errno", None) and error.__class__ is OSError:
                 raise  # the disk, not the network
         after = what.partial.stat().st_size if what.partial.exists() else 0
@@ -91,8 +93,8 @@ def _try(opener: urllib.request.OpenerDirector, what: Download, start: int) -> b
     with opener.open(request, timeout=TIMEOUT) as response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             start = 0  # a server that knows no ranges sends all of it
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length and length.isdigit() else None
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if _number(length) else None
         room = min(MAX_BYTES, start + shutil.disk_usage(what.partial.parent).free)
         if total and total > room:
             raise StepFailed(f"{_shown(what.url)}: it has {human(total)}, and there is room for {human(room)}; free space")
@@ -117,17 +119,32 @@ class _Refused(Exception):
 class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = REDIRECTS
 
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:
+            raise urllib.error.URLError(_Refused("it is redirected to what is no address; not followed")) from error
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: email.message.Message, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme != "https":
             raise urllib.error.URLError(_Refused(f"it is redirected to {_shown(newurl)}, which is not https; not followed"))
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _wait(headers: Any, otherwise: float) -> float:
     asked = headers.get("Retry-After", "")
-    return min(float(asked) if asked.isdigit() else otherwise, LONGEST_WAIT)
+    return min(float(asked) if _number(asked) else otherwise, LONGEST_WAIT)
+
+
+def _number(text: str) -> bool:
+    """Not `isdigit` alone: to that ² is a digit too."""
+    return text.isascii() and text.isdigit()
 
 
 def _advice(code: int) -> str:
@@ -145,4 +162,4 @@ def _sha256(path: Path) -> str:
 
 def _shown(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from edgebuild import environment, roots, toolchain
+from edgebuild import provide, roots
+from edgebuild.errors import shown
 from edgebuild.inventory import Inventory
 from edgebuild.project import Project
 from edgebuild.units import human
@@ -23,9 +23,13 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Toolchain:
-    """An environment in the user's cache. `current`: its lock is one that this edgebuild ships; else gc removes it."""
+    """An environment in the user's cache, or wheels, or a base image: its `form`.
+
+    `current`: its lock is one that this edgebuild ships; else gc removes it.
+    """
 
     name: str
+    form: str
     digest: str
     bytes: int
     current: bool
@@ -58,7 +62,10 @@ def usage(project: Project) -> Usage:
         targets=[_share(there, name, mine.get(name, set()), users) for name in sorted({*project.names(), *mine})],
         sum=there.size(key for keys in mine.values() for key in keys),
         store={"bytes": there.total(), "needed": needed, "freed": there.total() - needed},
-        toolchains=list(_toolchains()),
+        toolchains=[
+            Toolchain(name=one.name, form=one.form, digest=one.digest, bytes=one.bytes, current=current)
+            for one, current in provide.kept()
+        ],
         unseen=[root.name for root in known if root.state == roots.AWAY],
     )
 
@@ -66,9 +73,9 @@ def usage(project: Project) -> Usage:
 def show(found: Usage, as_json: bool) -> str:
     """For people, a line a target; or as JSON, see schemas/du.json."""
     if as_json:
-        return json.dumps(asdict(found), indent=1, ensure_ascii=False)
+        return json.dumps(asdict(found), indent=1)  # in ASCII: a target's file may have any name
     rows = [("", "only it", "shared", "total")]
-    rows += [(share.name, human(share.own), human(share.shared), human(share.total)) for share in found.targets]
+    rows += [(shown(share.name), human(share.own), human(share.shared), human(share.total)) for share in found.targets]
     rows.append(("all targets, shared counted once", "", "", human(found.sum)))
     lines = [f"{name:<32} {own:>10} {shared:>10} {total:>10}" for name, own, shared, total in rows]
     store = found.store
@@ -76,18 +83,11 @@ def show(found: Usage, as_json: bool) -> str:
         f"\nstore: {human(store['bytes'])}; receipts need {human(store['needed'])}, edgebuild gc would free {human(store['freed'])}"
     )
     lines += [
-        f"toolchain {one.name}: {human(one.bytes)}{'' if one.current else ', of another lock, which edgebuild gc removes'}"
+        f"{one.form} {one.name}: {human(one.bytes)}{'' if one.current else ', of another lock, which edgebuild gc removes'}"
         for one in found.toolchains
     ]
     lines += [f"{folder} uses this store too and cannot be seen now: gc frees nothing until it can" for folder in found.unseen]
     return "\n".join(lines)
-
-
-def _toolchains() -> Iterator[Toolchain]:
-    there = environment.present()
-    current = toolchain.shipped_texts() if there else set()
-    for one in there:
-        yield Toolchain(name=one.name, digest=one.digest, bytes=one.bytes, current=one.lock in current)
 
 
 def _share(there: Inventory, name: str, keys: set[str], users: "Counter[str]") -> Share:

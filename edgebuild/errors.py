@@ -39,6 +39,22 @@ class BadInput(StepFailed):
     """What a user gave to a step is wrong, whatever the step makes of it: its data, a name of a layer."""
 
 
+class WrongFact(StepFailed):
+    """A fact of a platform that no bundle can state: a plan says where it stands."""
+
+    def __init__(self, key: str, wrong: str) -> None:
+        super().__init__(f"facts.{key}: {wrong}; correct the platform file")
+        self.key, self.wrong = key, wrong
+
+
+class PartFailed(StepFailed):
+    """A step that this one runs failed, the one called `part`; where it ran it was told why."""
+
+    def __init__(self, part: str, why: Exception) -> None:
+        super().__init__(f"{part} failed: {why}")
+        self.part = part
+
+
 class Refused(StepFailed):
     """A framework does not take this model or recipe, or what came out is no use: another recipe may do."""
 
@@ -59,6 +75,19 @@ def shown(text: str, limit: int = 100) -> str:
     """Somebody else's word in a message: one line of ASCII, never long."""
     word = json.dumps(text)[1:-1]
     return word if len(word) <= limit else word[: limit - 3] + "..."
+
+
+def said(words: BaseException | str) -> str:
+    """What somebody else's exception or server says, on one line and cut; what cannot be printed as escapes."""
+    nothing = "" if isinstance(words, str) else type(words).__name__
+    words = " ".join(str(words).split()) or nothing
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in words)[:300]
+
+
+def first_line(words: BaseException | str) -> str:
+    """The first line of that."""
+    lines = str(words).strip().splitlines()
+    return said(lines[0] if lines else words)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -80,4 +80,6 @@ def _summary(content: dict[str, Any]) -> str:
     bundle = content["bundle"]
     if bundle["bytes"] is None:
         return f"{content['target']}: {bundle['reason']}"
-    return f"dist/{content['target']}: {bundle['kind']} bundle, {bundle['files']} files, {human(bundle['bytes'])}, proven to {bundle['level']}"
+    signed = "; test key: not for release" if bundle["test_key"] else ""
+    packed = f"{bundle['kind']} bundle, {bundle['files']} files, {human(bundle['bytes'])}, proven to {bundle['level']}"
+    return f"dist/{content['target']}: {packed}{signed}"

@@ -5,12 +5,13 @@ An estimate is about right: what fails only within its margin may not pass; what
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgebuild.backend import Backend, Estimate, ModelFacts
-from edgebuild.forecast import DEPENDS, ESTIMATED, GIVEN, MEASURED, RESTORE, RUN, Amount, Choice, Forecast, Need
+from edgebuild.forecast import DEPENDS, ESTIMATED, GIVEN, MEASURED, RESTORE, RUN, Amount, Choice, Forecast, Need, Prospect
 from edgebuild.project import Project
 from edgebuild.provide import OFFLINE, offline
 from edgebuild.resources import Memory, existing, free, memory
@@ -40,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disk:
-    """A file system that will be written to: one path on it, bytes to be written and bytes free."""
+    """A file system that will be written to: one path on it, bytes that this takes at the most, and bytes free."""
 
     path: str
     writes: int
@@ -55,21 +56,28 @@ class Room:
 
 def room(project: Project, found: Forecast) -> Room:
     """What this machine has for what is expected. Objects go to the store; bundles are copied to dist/ beside that."""
-    places: dict[int, str] = {}
-    writes: dict[int, int] = {}
-    store, root = existing(project.store.root), os.getcwd()
-    for path in (store, root):
-        device = os.stat(path).st_dev
-        places.setdefault(device, path)
-        writes.setdefault(device, 0)
-    apart = os.stat(store).st_dev != os.stat(root).st_dev  # then build/ takes copies, where else it takes links
-    for step in found.prospects:
-        amount = step.makes.bytes or 0
-        writes[os.stat(store).st_dev] += amount if step.will in (RUN, DEPENDS) else 0
-        if step.will in (RUN, DEPENDS, RESTORE) and (apart or step.verb == "package"):
-            writes[os.stat(root).st_dev] += amount
-    disks = (Disk(path=path, writes=writes[device], free=free(path)) for device, path in places.items())
+    paths = existing(project.store.root), os.getcwd()
+    store, root = (os.stat(path).st_dev for path in paths)
+    places = {root: paths[1], store: paths[0]}
+    most = writes(found.prospects, store, root)
+    disks = (Disk(path=places[device], writes=most[device], free=free(places[device])) for device in dict.fromkeys((store, root)))
     return Room(memory=memory(), disks=tuple(disks))
+
+
+def writes(prospects: Sequence[Prospect], store: int, root: int) -> dict[int, int]:
+    """Device → bytes that these steps take there at the most, one after the other, where store and project lie on these devices."""
+    taken, most = Counter[int](), Counter[int]()
+    for step in prospects:
+        amount = step.makes.bytes or 0
+        if step.will in (RUN, DEPENDS):
+            taken[store] += amount
+            most[store] = max(most[store], taken[store] + (step.scratch.bytes or 0))
+        if step.will in (RUN, DEPENDS, RESTORE) and (
+            store != root or step.verb == "package"
+        ):  # apart, build/ takes copies, not links
+            taken[root] += amount
+        most |= taken
+    return most
 
 
 def findings(found: Forecast, here: Room) -> list[Finding]:
@@ -88,7 +96,7 @@ def largest(found: Forecast, here: Room) -> tuple[int, str] | None:
         (
             here.disks[0].free,
             f"{human(here.disks[0].free)} free on the disk",
-            lambda b, c: b.artifact + 5 * choice.copies * c.artifact,
+            lambda b, c: b.artifact + c.artifact + _packing(choice, c),
         ),
     ]
     if choice.weights_limit:
@@ -96,13 +104,19 @@ def largest(found: Forecast, here: Room) -> tuple[int, str] | None:
             (
                 choice.weights_limit,
                 f"package.limits.weights {human(choice.weights_limit)}",
-                lambda b, c: choice.copies * c.artifact,
+                lambda b, c: choice.copies.bundle * c.artifact,
             )
         )
     if choice.memory_limit:
         limits.append((choice.memory_limit, f"limits.memory {human(choice.memory_limit)}", _peak))
     factor, binds = min((_largest_factor(facts, choice, limit, takes), name) for limit, name, takes in limits)
     return (int(sum(facts.parameters.values()) * factor), binds) if factor else None
+
+
+def _packing(choice: Choice, candidate: Estimate) -> int:
+    """Bytes of disk that packing takes at the most, with what it delivers."""
+    makes, scratch = choice.packed(candidate.artifact)
+    return makes + max(makes, scratch)
 
 
 def _peak(baseline: Estimate, candidate: Estimate) -> int:
@@ -169,11 +183,11 @@ def _weights(found: Forecast) -> Iterator[Finding]:
     choice, limit = found.choice, found.choice.weights_limit
     if limit is None or found.candidate.bytes is None:
         return
-    expected = replace(found.candidate, bytes=found.candidate.bytes * choice.copies)
+    expected = replace(found.candidate, bytes=found.candidate.bytes * choice.copies.bundle)
     low, high = _span(expected)
     if high <= limit:
         return
-    twice = f" ({choice.copies} formats)" if choice.copies > 1 else ""
+    twice = f" ({choice.copies.bundle} formats)" if choice.copies.bundle > 1 else ""
     message = f"the weights in the bundle{twice}, {about(expected)}, against a limit of {human(limit)}"
     yield Finding(subject="package.limits.weights", certain=low > limit, message=f"{message}: {_instead(found, limit)}")
 
@@ -189,7 +203,7 @@ def _instead(found: Forecast, limit: int) -> str:
         if size * (1 + SIZE_MARGIN) <= limit
     ]
     parts = [fitting[-1] if fitting else f"no scheme of {choice.framework} fits"]
-    factor = _largest_factor(facts, choice, limit, lambda baseline, candidate: candidate.artifact * choice.copies)
+    factor = _largest_factor(facts, choice, limit, lambda baseline, candidate: candidate.artifact * choice.copies.bundle)
     if parameters := int(sum(facts.parameters.values()) * factor):
         parts.append(f"a model of about {count(parameters)} parameters fits as it is quantized now")
     return "; ".join([*parts, "or raise the limit"])
@@ -199,7 +213,7 @@ def _sizes(choice: Choice, facts: ModelFacts) -> list[tuple[int, str]]:
     """(bytes in the bundle, how it is written) of every scheme and group size of the backend, ascending."""
     found = []
     for scheme, group, parameters in settings(choice.backend, choice.parameters, choice.calibrated):
-        size = choice.backend.estimate(facts, scheme, parameters, choice.available).artifact * choice.copies
+        size = choice.backend.estimate(facts, scheme, parameters, choice.available).artifact * choice.copies.bundle
         found.append((size, f"scheme: {scheme}" + (f", group_size: {group}" if group else "")))
     return sorted(found)
 
@@ -208,12 +222,13 @@ def settings(backend: Backend, kept: Mapping[str, Any], calibrated: bool) -> Ite
     """(scheme, group size, parameters) of every scheme and group size of a backend, as far as `kept` parameters have a meaning."""
     for scheme, keys in backend.SCHEMES.items():
         given = {key: value for key, value in kept.items() if key in keys and key != "group_size"}
-        for group in GROUPS if "group_size" in keys else (None,):
+        for group in (None, *(GROUPS if "group_size" in keys else ())):
             try:
                 parameters = backend.parameters(scheme, given if group is None else {**given, "group_size": group}, calibrated)
             except ValueError:
                 continue  # not one of this backend's
-            yield scheme, group, parameters
+            if group is not None or "group_size" not in parameters:  # a default group is one of those that follow
+                yield scheme, group, parameters
 
 
 def _gates(found: Forecast) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ A row is refused by what is so of its framework, by a backend that edgebuild doe
 by the target's scheme, bundle kind and limits. Pure, and the same on every machine.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ class Wanted:
 
     `facts` are None where they are not known, or not asked for: then a named framework's refusal is left to the worker.
     `written`: the quantize keys of the target itself, not its platform's. `kind_refuses`: framework → why the bundle kind does
-    not take its artifacts, else empty. `memory` and `weights` are the device's and the bundle's limits, in bytes.
+    not take its artifacts, else empty; `unfit`: framework, scheme → why the model cannot go on the device. `memory` and `weights` are the device's and the bundle's limits, in bytes.
     """
 
     framework: str
@@ -45,6 +45,7 @@ class Wanted:
     written: Collection[str] = ()
     calibrated: bool = False
     kind_refuses: Callable[[str], str] = lambda framework: ""
+    unfit: Callable[[str, str], str] = lambda framework, scheme: ""
     copies: int = 1  # of the weights in the bundle
     memory: int | None = None
     weights: int | None = None
@@ -72,7 +73,7 @@ def choose(wanted: Wanted, preferences: Preferences, backends: Mapping[str, Back
     """Raises Misfit where the named framework, or every one that a row names, does not fit."""
     if wanted.format == "safetensors":
         advice = "give the folder that holds its config.json and tokenizer"
-        raise Misfit("model.source", "is a lone file of weights", advice)
+        raise Misfit("model.source", "it is a lone file of weights", advice)
     if wanted.framework == AUTO:
         return _preferred(wanted, preferences, backends)
     if wanted.framework not in backends:
@@ -82,6 +83,20 @@ def choose(wanted: Wanted, preferences: Preferences, backends: Mapping[str, Back
     scheme, recipes = _quantized(wanted, wanted.framework, backends[wanted.framework], preferences)
     choice = Choice(framework=wanted.framework, reason="named by the target or its platform")
     return Fit(choice=choice, scheme=scheme, recipes=recipes)
+
+
+def written(backend: Backend, scheme: str, parameters: Mapping[str, Any]) -> str:
+    """`int8, method static`: as a target could say it, without what is off or empty, and without settings that no target has."""
+    said = {key: parameters[key] for key in backend.SCHEMES.get(scheme, ()) if parameters.get(key)}
+    return ", ".join([scheme, *(key if value is True else f"{key} {_word(value)}" for key, value in said.items())])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_word(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_word, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +120,7 @@ def _preferred(wanted: Wanted, preferences: Preferences, backends: Mapping[str, 
         except Misfit as error:
             refused.append(Refused(framework=one.framework, row=one.row, reason=error.reason))
     if not found:
-        reasons = "; ".join(f"{one.framework}: {one.reason}" for one in refused)
-        raise Misfit("framework", f"no framework takes it ({reasons}); name one, or give another source")
+        raise Misfit("framework", f"no framework takes it ({_reasons(refused)}); name one, or give another source")
     found.sort(key=lambda one: bool(one.tight))
     first, rest = found[0], [one for one in found[1:] if not one.tight]
     refused += [
@@ -122,6 +136,14 @@ def _preferred(wanted: Wanted, preferences: Preferences, backends: Mapping[str, 
         note=preferences.notes.get(wanted.hardware, ""),
     )
     return Fit(choice=choice, scheme=first.scheme, recipes=first.recipes)
+
+
+def _reasons(refused: Iterable[Refused]) -> str:
+    """Frameworks with one reason together, each named once."""
+    found: dict[str, list[str]] = {}
+    for one in refused:
+        found.setdefault(one.reason.removeprefix(f"{one.framework} ").removesuffix("."), []).append(one.framework)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in found.items())
 
 
 def _found(one: Candidate, wanted: Wanted, preferences: Preferences, backends: Mapping[str, Backend]) -> _Found:
@@ -171,6 +193,14 @@ def _quantized(wanted: Wanted, name: str, backend: Backend, preferences: Prefere
         raise Misfit("package.kind", reason)
     if wanted.facts and (reason := backend.refuse(wanted.facts, {})):
         raise Misfit("model.source", f"{name} refuses it: {reason}")
+    scheme, recipes = _settled(wanted, name, backend, preferences)
+    if reason := wanted.unfit(name, scheme):
+        raise Misfit("platform", reason)
+    return scheme, recipes
+
+
+def _settled(wanted: Wanted, name: str, backend: Backend, preferences: Preferences) -> tuple[str, Recipes]:
+    """The scheme that is named, or the first preferred one that this framework takes. Raises Misfit."""
     already = wanted.facts.quantized if wanted.facts and wanted.scheme == AUTO else ""
     if wanted.scheme == "none" or already:
         if wanted.written:

@@ -13,13 +13,14 @@ from edgebuild import digest, environment, toolchain, worker
 from edgebuild.artifact import Record
 from edgebuild.backend import Backend, Estimate, ModelFacts, facts_from_json
 from edgebuild.backends import BACKENDS
+from edgebuild.bundle import Copies
 from edgebuild.bundles import BUNDLES
 from edgebuild.errors import StepFailed
 from edgebuild.explain import State, explain
 from edgebuild.facts import facts_of
 from edgebuild.fresh import read_receipt, receipt_of, stored
+from edgebuild.original import IMPORTED, fits, memory_of
 from edgebuild.project import Project
-from edgebuild.reference import IMPORTED, fits, memory_of
 from edgebuild.resources import memory
 from edgebuild.step import Step
 
@@ -41,7 +42,7 @@ class Amount:
 class Prospect:
     """A step: its state as `explain` says it, what a build would do with it, what that makes and needs at its peak.
 
-    `ran`: it has run here before. `refused`: why what follows would stop, by a record of this very key; else empty.
+    `scratch`: of the store's disk, beside what it makes. `ran`: it has run here before. `refused`: why what follows would stop, by a record of this very key; else empty.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Prospect:
     reason: str
     makes: Amount
     memory: Amount
+    scratch: Amount
     refused: str = ""
 
 
@@ -65,7 +67,8 @@ class Choice:
     parameters: Mapping[str, Any]  # of the first recipe, where several are tried
     rungs: tuple[str, ...] = ()  # the recipes that are tried, none where there is one alone
     calibrated: bool
-    copies: int  # of the weights in the bundle
+    copies: Copies
+    wheels: int = 0  # bytes of packages in the bundle, as far as they are here
     archived: bool
     gates: Mapping[str, Mapping[str, Any]]
     not_measured: str
@@ -80,6 +83,12 @@ class Choice:
         if self.scheme == "none":
             return baseline, baseline
         return baseline, self.backend.estimate(facts, self.scheme, self.parameters, self.available)
+
+    def packed(self, artifact: int) -> tuple[int, int]:
+        """(bytes that packing an artifact of this size makes, what it takes beside that meanwhile): the archive is made last."""
+        held = artifact * (self.copies.bundle + self.copies.tests) + self.wheels
+        makes = held * 2 if self.archived else held
+        return makes, max(0, held + artifact * self.copies.scratch + self.copies.room - makes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +132,8 @@ def forecast(project: Project, target: str) -> Forecast:
         ("baseline", steps["convert"]),
         ("candidate", steps.get("choose") or steps.get("quantize") or steps["convert"]),
     ):
-        record = next(record for one, _, _, record in course if one is step)
+        # A choice of no recipe is refused: its model is an empty folder.
+        record = next(record if record and not record.refused else None for one, _, _, record in course if one is step)
         sizes[stem] = _measured(record.outputs["model"].size) if record else expected.get((step.stem, "makes"), _UNKNOWN)
     prospects = [
         Prospect(
@@ -135,6 +145,7 @@ def forecast(project: Project, target: str) -> Forecast:
             reason=state.reason,
             makes=_makes(record, expected.get((step.stem, "makes"))),
             memory=_memory(record, expected.get((step.stem, "memory"))),
+            scratch=expected.get((step.stem, "scratch"), _UNKNOWN),
             refused=record.refused if record else "",
         )
         for step, state, will, record in course
@@ -194,6 +205,7 @@ def _choice(project: Project, steps: Mapping[str, Step]) -> Choice:
         rungs=rungs,
         calibrated=bool(rungs) or ("quantize" in steps and "calibration" in steps["quantize"].inputs),
         copies=BUNDLES[params("package")["kind"]].COPIES,
+        wheels=_wheels(params("package").get("wheels", "")),
         archived="archive" in steps["package"].outputs,
         gates=params("gate")["gates"],
         not_measured=params("benchmark")["not_measured"],
@@ -202,6 +214,13 @@ def _choice(project: Project, steps: Mapping[str, Step]) -> Choice:
         available=memory().available,
         given=project.targets[steps["package"].target]["estimates"],
     )
+
+
+def _wheels(label: str) -> int:
+    """Bytes of those that a package step's key names, nothing where they are not here yet."""
+    lock = toolchain.read(label.partition(" ")[0]) if label else None
+    found = environment.note(lock.digest) if lock else None
+    return found.bytes if found else 0
 
 
 def _facts(fetch: Step, files: Mapping[str, Path], here: bool) -> tuple[ModelFacts | None, str, bool]:
@@ -265,10 +284,11 @@ def _made(project: Project, step: Step, will: str, record: Record | None) -> dic
 
 
 def _provisions(project: Project, course: list[tuple[Step, State, str, Record | None]]) -> Iterator[Provision]:
-    """By the locks that the steps' keys hold: an environment is made for the first step that runs in it."""
+    """By the locks that the steps' keys hold: an environment is made for the first step that runs in it, wheels for one that packs them."""
     wills: dict[str, set[str]] = {}
     for step, _, will, _ in course:
-        if label := project.recipes[step.recipe].get("toolchain", {}).get("lock", ""):
+        recipe = project.recipes[step.recipe]
+        for label in filter(None, (recipe.get("toolchain", {}).get("lock"), recipe["params"].get("wheels"))):
             wills.setdefault(label.partition(" ")[0], set()).add(will)
     for lock in filter(None, map(toolchain.read, wills)):
         installed = environment.whole(lock.digest)
@@ -285,13 +305,13 @@ def _measured(amount: int) -> Amount:
 
 
 def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tuple[str, str], Amount]:
-    """(step's stem, `makes` or `memory`) → an estimate. Of what is not here nothing is said: it is small."""
+    """(step's stem, `makes`, `memory` or `scratch`) → an estimate. Of what is not here nothing is said: it is small."""
     stems = ("reference", "convert", "quantize", "choose", "evaluate.baseline", "evaluate", "benchmark", "package")
     if facts is None:
         nothing = Amount(bytes=None, basis=UNKNOWN, reason=unknown)
         return _corrected(choice, dict.fromkeys(((stem, what) for stem in stems for what in ("makes", "memory")), nothing))
     baseline, candidate = choice.estimates(facts)
-    bundle = candidate.artifact * choice.copies
+    packed, scratch = choice.packed(candidate.artifact)
     source = memory_of(sum(facts.parameters.values()))
     amounts = {
         ("reference", "memory"): source if fits(source, choice.available) else IMPORTED,  # then it is not run
@@ -304,9 +324,10 @@ def _expected(choice: Choice, facts: ModelFacts | None, unknown: str) -> dict[tu
         ("evaluate.baseline", "memory"): baseline.running + baseline.holding,
         ("evaluate", "memory"): candidate.running,
         ("benchmark", "memory"): max(baseline.running, candidate.running),
-        ("package", "makes"): bundle * 2 if choice.archived else bundle,
+        ("package", "makes"): packed,
+        ("package", "scratch"): scratch,
         # Each further format is made by a runtime that holds the model about three times; measured on ONNX Runtime.
-        ("package", "memory"): candidate.running + 3 * (bundle - candidate.artifact),
+        ("package", "memory"): candidate.running + 3 * candidate.artifact * choice.copies.converted,
     }
     if choice.not_measured:
         del amounts["benchmark", "memory"]  # bytes are counted, and nothing is run

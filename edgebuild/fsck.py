@@ -4,14 +4,19 @@ What is damaged is removed, so that a build that wants it makes it again. The st
 """
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from edgebuild import digest
 from edgebuild.artifact import record_from_bytes
+from edgebuild.errors import FAILED, OK
 from edgebuild.files import remove_tree
+from edgebuild.progress import hashing
+from edgebuild.project import Project
 from edgebuild.store import Store
+from edgebuild.units import human
 
 LARGEST_TREE = 64 << 20  # bytes of a directory's listing, some 400,000 files; a larger object can only be a file
 Grow = Callable[[int], None]
@@ -25,6 +30,20 @@ class Health:
     records: int
     bytes: int
     damaged: tuple[str, ...]
+
+
+def run(waits: Callable[[], None]) -> int:
+    """Of the project here; → exit status. `waits` is told where builds use the store."""
+    start, store = time.monotonic(), Project().store
+    with hashing(size(store)) as grow:
+        health = check(store, grow, waits)
+    for damage in health.damaged:
+        print(f"{damage}; removed, a build that needs it makes it again")
+    print(
+        f"store {store.root}: {health.objects:,} objects, {human(health.bytes)}, {health.records:,} records, "
+        f"{len(health.damaged):,} damaged ({time.monotonic() - start:.1f} s)"
+    )
+    return FAILED if health.damaged else OK
 
 
 def size(store: Store) -> int:

@@ -1,4 +1,6 @@
-"""`edgebuild gc`: remove from a store what no receipt needs, of this project or of any other that uses the store; and old toolchains.
+"""`edgebuild gc`: remove from a store what no receipt needs, of this project or of any other that uses the store.
+
+And of the user's cache toolchains, wheels and base images that this edgebuild would not use.
 
 The store is held alone meanwhile: a build waits where it would look up, publish or deliver, and loses nothing. Records go
 before the objects that they name, so that a collection that is cut off leaves objects without a record, never the reverse.
@@ -8,12 +10,13 @@ Lock files stay: they are empty, and to remove one under a build that waits for 
 import os
 import shlex
 import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edgebuild import environment, roots, toolchain
-from edgebuild.errors import StepFailed, UserError
+from edgebuild import environment, provide, roots, units
+from edgebuild.errors import OK, StepFailed, UserError
 from edgebuild.files import remove_tree
 from edgebuild.inventory import Inventory
 from edgebuild.noop import STATE
@@ -23,6 +26,42 @@ from edgebuild.store import Store
 from edgebuild.units import human
 
 UNFINISHED = 86_400.0  # seconds for which a download that nobody goes on with is kept
+
+
+def takes(parser: ArgumentParser) -> None:
+    parser.add_argument("--keep-last", metavar="N", type=_number, default=0, help="keep the N newest results of every step too")
+    parser.add_argument(
+        "--max-size",
+        metavar="SIZE",
+        type=_size,
+        help="keep what nobody needs too, newest first, while all fits in SIZE, such as 20GB",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    parser.add_argument("--forget", metavar="DIR", help="do without a project that cannot be seen; '*' stands for any text")
+
+
+def run(options: Namespace, waits: Callable[[], None]) -> int:
+    """→ exit status. `waits` is told where builds use the store."""
+    project = Project()
+    if options.forget is not None:
+        forget(project.store, options.forget)
+    found = collect(project, options.keep_last, options.max_size, options.dry_run, waits)
+    print(show(found, options.dry_run))
+    check_size(found, options.max_size)
+    return OK
+
+
+def _size(text: str) -> int:
+    try:
+        return units.size(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be {error}, not {text}") from error
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"must be a number, 0 or more, not {text}")
+    return int(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +76,7 @@ class Collection:
     rest: Mapping[str, int]  # unfinished downloads and old logs, path → bytes
     here: int  # projects that use the store
     gone: tuple[roots.Root, ...]
-    toolchains: tuple[environment.Environment, ...]  # of locks that this edgebuild does not ship, and not in use
+    toolchains: tuple[environment.Environment, ...]  # wheels and base images too, of other locks and not in use
 
 
 def collect(project: Project, keep_last: int, max_size: int | None, dry_run: bool, waits: Callable[[], None]) -> Collection:
@@ -73,7 +112,7 @@ def find(project: Project, keep_last: int = 0, max_size: int | None = None) -> C
         rest=dict([*_downloads(store.root), *_logs(project)]),
         here=len(here),
         gone=tuple(root for root in known if root.state == roots.GONE),
-        toolchains=tuple(_toolchains()),
+        toolchains=tuple(one for one, current in provide.kept() if not current and environment.idle(one)),
     )
 
 
@@ -84,7 +123,7 @@ def show(found: Collection, dry_run: bool) -> str:
     steps = Counter(name or "records that cannot be read" for name in found.records.values())
     lines += [f"{'':<9}   {name}{f' ×{count}' if count > 1 else ''}" for name, count in sorted(steps.items())]
     lines += [f"{goes:<9} {path}: {human(size)}" for path, size in found.rest.items()]
-    lines += [f"{goes:<9} the toolchain {old.name} of another lock: {human(old.bytes)}" for old in found.toolchains]
+    lines += [f"{goes:<9} the {old.form} {old.name} of another lock: {human(old.bytes)}" for old in found.toolchains]
     lines += [f"{goes:<9} {root.name} from the projects that use this store: it is no more" for root in found.gone]
     lines.append(
         f"{'kept':<9} {human(found.needed)} that {_count(found.here, 'project')} here can need, {human(found.spare)} besides"
@@ -155,12 +194,6 @@ def _remove(store: Store, found: Collection) -> None:
     for old in found.toolchains:
         environment.remove(old)
     environment.sweep()
-
-
-def _toolchains() -> Iterator[environment.Environment]:
-    there = environment.present()
-    current = toolchain.shipped_texts() if there else set()
-    yield from (found for found in there if found.lock not in current and environment.idle(found))
 
 
 def _downloads(store: str) -> Iterator[tuple[str, int]]:

@@ -7,13 +7,14 @@ called by its sha256 (files in LFS) or by its git object id (huggingface.co/docs
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, first_line
 from edgebuild.step import Download
 
 # What a model in a repository's first folder is made of, and its licence. Python files and other forms of the weights are not.
@@ -136,7 +137,7 @@ def commit_now(repository: str, revision: str) -> str:
 
         found = HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(repository, revision=revision, timeout=10).sha
     except Exception as error:  # noqa: BLE001 - whatever keeps the hub from answering is told, nothing more
-        return f"the hub could not be asked for it: {_first_line(error)}"
+        return f"the hub could not be asked for it: {first_line(error)}"
     return f"it stands for this one now: hf:{repository}@{found}"
 
 
@@ -172,8 +173,10 @@ def _check(file: Path, repository: str) -> None:
 
 
 def _bar(moved: Callable[[int, int | None], None]) -> Any:
-    """A progress bar, as huggingface_hub wants one, that shows nothing and tells how far it is."""
+    """A progress bar, as huggingface_hub wants one, that shows nothing and tells how far it is; files come in several threads."""
     from tqdm import tqdm
+
+    one = threading.Lock()
 
     class Told(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -182,9 +185,10 @@ def _bar(moved: Callable[[int, int | None], None]) -> Any:
             super().__init__(*args, **{**options, "file": _Nowhere(), "disable": False})
 
         def update(self, n: float | None = 1) -> bool | None:
-            shown = super().update(n)
-            if self._counts:
-                moved(int(self.n), int(self.total) if self.total else None)
+            with one:  # else bytes are lost of its count, and what is told last is not what was counted last
+                shown = super().update(n)
+                if self._counts:
+                    moved(int(self.n), int(self.total) if self.total else None)
             return shown
 
     return Told
@@ -225,13 +229,13 @@ def _hub(repository: str, commit: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise StepFailed(f"{what}: {_status(error)}; what was downloaded stays in the cache") from error
     except errors.HFValidationError as error:
-        raise StepFailed(f"{what}: {_first_line(error)}; check model.source") from error
+        raise StepFailed(f"{what}: {first_line(error)}; check model.source") from error
     except OSError as error:
         if error.errno:
             raise  # the disk
-        raise StepFailed(f"{what}: the download failed: {_first_line(error)}; build again") from error
+        raise StepFailed(f"{what}: the download failed: {first_line(error)}; build again") from error
     except Exception as error:
-        raise StepFailed(f"{what}: the download failed: {_first_line(error)}; what was downloaded stays; build again") from error
+        raise StepFailed(f"{what}: the download failed: {first_line(error)}; what was downloaded stays; build again") from error
 
 
 def _status(error: Any) -> str:
@@ -251,8 +255,4 @@ def _cause(error: BaseException) -> str:
     cause = error.__cause__
     if cause is not None and hasattr(cause, "response"):
         return _status(cause)
-    return f"{_first_line(cause or error)}; check the network and HF_ENDPOINT"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"{first_line(cause or error)}; check the network and HF_ENDPOINT"

@@ -1,4 +1,7 @@
-"""Makes the environment of a lock, by pip or uv: every package held against its hash, none resolved, and whole or not at all."""
+"""Makes the environment of a lock, or its folder of wheels, by pip or uv.
+
+Every package is held against its hash, none resolved, and what is made is whole or not at all.
+"""
 
 import importlib.util
 import os
@@ -31,6 +34,8 @@ UNWANTED = (
     "PYTHONHOME",
 )
 PATIENCE = {"PIP_DEFAULT_TIMEOUT": "30", "PIP_RETRIES": "2"}  # seconds without a byte, and tries after that
+EXACTLY = ("--no-deps", "--require-hashes")
+QUIET = ("--no-input", "--disable-pip-version-check", "--progress-bar", "off")
 LAST_LINES = 12
 _FULL = re.compile(r"No space left on device|Errno 28\b|os error 28\b|Disk quota exceeded|os error 122\b", re.IGNORECASE)
 _SILENT = re.compile(
@@ -52,7 +57,7 @@ def install(lock: Lock, command: Command, doing: Callable[[str], None]) -> Envir
         with environment.lock(lock.digest, lambda: doing(waits), alone=True):
             return environment.note(lock.digest) or _make(lock, command, doing)
     except OSError as error:
-        raise StepFailed(_disk(error)) from error
+        raise StepFailed(refused_by_disk(error)) from error
 
 
 def works(lock: Lock, command: Command) -> str:
@@ -60,33 +65,31 @@ def works(lock: Lock, command: Command) -> str:
     return _imports(lock, environment.python(lock.digest), command)
 
 
-def size(path: str) -> int:
-    """Bytes of all files below a folder."""
-    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(path) for name in names)
-
-
 def _make(lock: Lock, command: Command, doing: Callable[[str], None]) -> Environment:
     with environment.beside(lock.digest) as path:
-        os.makedirs(path)
-        doing("makes an environment")
-        _venv(path)
+        os.makedirs(f"{path}/tmp")
+        if lock.wheels:
+            os.mkdir(f"{path}/wheels")
+        else:
+            doing("makes an environment")
+            _venv(path)
         _packages(lock, path, command, doing)
         doing("tries it")
         if problem := _imports(lock, f"{path}/bin/python", command):
             raise StepFailed(f"{problem}; nothing was kept")
         remove_tree(f"{path}/tmp")
-        _move_scripts(path, environment.place(lock.digest))
+        if not lock.wheels:
+            _move_scripts(path, environment.place(lock.digest))
         made = Environment(
             name=lock.name,
             digest=lock.digest,
             lock=lock.text,
             python=f"{platform.python_implementation()} {platform.python_version()}",
             packages=len(lock.pins),
-            bytes=size(path),
+            bytes=environment.size(path),
+            form=environment.WHEELS if lock.wheels else environment.TOOLCHAIN,
         )
-        environment.mark(path, made)
-        environment.discard(lock.digest)  # what lies there is not whole
-        os.rename(path, environment.place(lock.digest))
+        environment.put(path, made)
         remove_tree(_log_file(lock))  # of a try that failed
     return made
 
@@ -96,7 +99,6 @@ def _venv(path: str) -> None:
     import venv
 
     venv.EnvBuilder(symlinks=True, with_pip=False).create(path)
-    os.mkdir(f"{path}/tmp")
 
 
 def _packages(lock: Lock, path: str, command: Command, doing: Callable[[str], None]) -> None:
@@ -112,28 +114,38 @@ def _packages(lock: Lock, path: str, command: Command, doing: Callable[[str], No
 
     surroundings = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     surroundings = {**PATIENCE, **surroundings, **lock.build, "TMPDIR": f"{path}/tmp", "PYTHONUNBUFFERED": "1"}
-    status = command([*_installer(f"{path}/bin/python"), "-r", lock.path], surroundings, told)
+    words = _wheel_maker(f"{path}/wheels") if lock.wheels else _installer(f"{path}/bin/python")
+    status = command([*words, "-r", lock.path], surroundings, told)
     if status:
         raise StepFailed(_why(said, lock, path))
 
 
 def _installer(python: str) -> list[str]:
     """pip, where this interpreter has it, as it knows the user's index; else uv."""
-    exactly = ["--no-deps", "--require-hashes"]
     if importlib.util.find_spec("pip"):
-        quiet = [
-            "--no-input",
-            "--disable-pip-version-check",
+        return [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            *EXACTLY,
+            *QUIET,
             "--no-warn-script-location",
             "--no-compile",
-            "--progress-bar",
-            "off",
         ]
-        return [sys.executable, "-m", "pip", "--python", python, "install", *exactly, *quiet]
     if uv := shutil.which("uv"):
         # Each package from whichever index has the bytes that its hash says, as pip does it.
-        return [uv, "pip", "install", "--python", python, *exactly, "--index-strategy", "unsafe-best-match", "--no-progress"]
+        return [uv, "pip", "install", "--python", python, *EXACTLY, "--index-strategy", "unsafe-best-match", "--no-progress"]
     raise StepFailed("neither pip nor uv is here to install packages; install one: python -m ensurepip, or your system's package")
+
+
+def _wheel_maker(folder: str) -> list[str]:
+    """pip downloads wheels, and makes them of what has none."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "wheel", *EXACTLY, *QUIET, "--wheel-dir", folder]
+    raise StepFailed("pip is not here to download wheels; install it: python -m ensurepip, or your system's package")
 
 
 def _progress(line: str, seen: set[str], count: int) -> str:
@@ -173,7 +185,8 @@ def _move_scripts(path: str, to: str) -> None:
 
 
 # -- what went wrong ----------------------------------------------------------------------------------------------------
-def _disk(error: OSError) -> str:
+def refused_by_disk(error: OSError) -> str:
+    """What the disk of the environments refused, and what to do."""
     if error.errno in (ENOSPC, EDQUOT):
         return f"the disk of {environment.folder()} is full; nothing was kept; free space there, or set XDG_CACHE_HOME to a folder on another disk"
     return disk(error)
@@ -183,7 +196,7 @@ def _why(said: list[str], lock: Lock, path: str) -> str:
     """One sentence of what an installer said, with the end of its log and where that lies."""
     text = "\n".join(said)
     if _FULL.search(text) or _room(path) < 64 * 1024:
-        return _disk(OSError(ENOSPC, ""))
+        return refused_by_disk(OSError(ENOSPC, ""))
     if "DO NOT MATCH THE HASHES" in text or "Hash mismatch for" in text:
         return f"{_mismatch(text)}; nothing was kept; try again, or ask who keeps your package index{_log(said, lock)}"
     if _SILENT.search(text):

@@ -96,3 +96,8 @@ def _student(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
     return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def wider(drawn: Interval, least: tuple[float, float]) -> Interval:
+    """Both intervals: where all units agree those that are drawn cannot vary, and the other one still says something."""
+    return drawn and (min(drawn[0], least[0]), max(drawn[1], least[1]))

@@ -68,15 +68,16 @@ class Journal:
         self._note(name, outcome, reason, seconds)
         self._display.ended(name, outcome, seconds, summary)
 
-    def failed(self, name: str, message: str, seconds: float, fault: bool = False) -> None:
+    def failed(self, name: str, message: str, seconds: float, fault: bool = False, told: str = "") -> None:
+        """`told`: what the terminal shows in the place of the message."""
         self._note(name, "failed", message, seconds)
         self._fault |= fault
-        self._display.failed(name, message, seconds)
+        self._display.failed(name, told or message, seconds)
 
     def refused(self, name: str, message: str, seconds: float) -> None:
-        """One recipe of several that does not do: what tries it says what follows from that."""
+        """One recipe of several that does not do: what tries it says what follows from that. Shown is why, and where its log lies."""
         self._note(name, "refused", message, seconds)
-        self._display.ended(name, "refused", seconds, message)
+        self._display.ended(name, "refused", seconds, "\n".join(message.splitlines()[:2]))
 
     def bad(self, name: str, problem: str) -> None:
         """A target file that cannot be used: its message is shown once, whatever depends on it."""

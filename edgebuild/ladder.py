@@ -86,7 +86,7 @@ def _try(
     try:
         made = attempt(name)
     except Refused as error:
-        return {"held": False, "reason": str(error)}
+        return {"held": False, "reason": str(error).partition("\n")[0]}  # a second line says where its log lies
     reports[name] = made.report
     measured = _points(made)
     verdicts = [gates.judge(metric, limit, measured) for metric, limit in sorted(wanted.items())]

@@ -12,6 +12,7 @@ from edgebuild.errors import TargetError, did_you_mean, shown
 from edgebuild.select import Preferences, preferences
 from edgebuild.step import ACROSS
 from edgebuild.target import Gate, Platform, Target, parse_source
+from edgebuild.token import SCHEME
 from edgebuild.units import SEMVER, duration, folded, name_problem, size
 
 _LANGUAGE = ("kl_mean", "same_top", "perplexity_ratio")
@@ -47,6 +48,7 @@ class Targets:
         self._root = root
         self._documents: dict[str, Document] = {}
         self._platforms: dict[str, Platform] = {}
+        self._kinds: dict[str, frozenset[str]] = {}
         self.files: dict[str, list[str]] = {}
         self.problems = _name_problems(files)
         taken = {name: name for name in files}
@@ -81,7 +83,25 @@ class Targets:
         problems = _meaning(document, merged)
         if problems:
             raise TargetError(problems)
-        return _target(self._root, name, document, platform, merged)
+        return _target(self._root, name, document, platform, merged, self._signed_by(document, platform))
+
+    def _signed_by(self, document: "Document", platform: Platform) -> frozenset[str]:
+        """The kinds of bundles that the `package.sign` of a target is written for: its file may be for several, by a matrix.
+
+        What stands in a platform is for bundles of its own kind.
+        """
+        if "sign" not in document.mapping().get("package", {}):
+            return frozenset({_kind(platform.defaults)})
+        if document.file not in self._kinds:
+            found = set()
+            for other in (one for one in self._documents.values() if one.file == document.file):
+                try:
+                    given = other.mapping()
+                    found.add(_kind(_merge(self._platform(other, given["platform"]).defaults, given)))
+                except TargetError:
+                    continue  # that target says so itself
+            self._kinds[document.file] = frozenset(found)
+        return self._kinds[document.file]
 
     def _platform(self, document: "Document", name: str) -> Platform:
         if name not in self._platforms:
@@ -223,7 +243,14 @@ def _meaning(document: "Document", merged: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _target(root: str, name: str, document: "Document", platform: Platform, merged: Mapping[str, Any]) -> Target:
+def _target(
+    root: str,
+    name: str,
+    document: "Document",
+    platform: Platform,
+    merged: Mapping[str, Any],
+    sign_kinds: frozenset[str],
+) -> Target:
     package, limits, quantize = merged.get("package", {}), merged.get("limits", {}), dict(merged.get("quantize", {}))
     budget = package.get("limits", {})
     calibration = merged.get("calibration", {})
@@ -233,7 +260,7 @@ def _target(root: str, name: str, document: "Document", platform: Platform, merg
     return Target(
         name=name,
         file=document.file,
-        lines={".".join(map(str, path)): line for path, line in document.lines.items()},
+        lines=_lines(document),
         description=merged.get("description", ""),
         default=merged.get("default", True),
         source=_source(root, merged["model"]["source"]),
@@ -251,12 +278,14 @@ def _target(root: str, name: str, document: "Document", platform: Platform, merg
         evaluation=_normal(root, evaluation),
         profile=merged.get("benchmark", {}).get("profile", "rapid"),
         gates={metric: Gate(**gate) for metric, gate in sorted(gates.items())},
-        kind=package.get("kind", "folder"),
+        kind=_kind(merged),
         version=package.get("version", "0.0.0"),
         shell_limit=size(budget["shell"]) if "shell" in budget else None,
         weights_limit=size(budget["weights"]) if "weights" in budget else None,
         archive=package.get("archive", True),
         require_level=package.get("require_level", ""),
+        sign=_sign(root, package.get("sign", {})),
+        sign_kinds=sign_kinds,
         memory_limit=size(limits["memory"]) if "memory" in limits else None,
         estimates={step: size(amount) for step, amount in limits.get("estimates", {}).items()},
         time_limit=duration(limits.get("time", "6h")),
@@ -295,7 +324,18 @@ def platform(root: str, name: str) -> Platform:
         not_measured=not_measured,
         defaults=defaults,
         facts=facts,
+        file=file,
+        lines=_lines(document),
     )
+
+
+def _kind(given: Mapping[str, Any]) -> str:
+    kind: str = given.get("package", {}).get("kind", "folder")
+    return kind
+
+
+def _lines(document: "Document") -> dict[str, int]:
+    return {".".join(map(str, path)): line for path, line in document.lines.items()}
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,6 +349,11 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def _source(root: str, text: str) -> str:
     return _normal(root, text) if parse_source(text).kind == "local" else text
+
+
+def _sign(root: str, named: Mapping[str, str]) -> dict[str, str]:
+    token = named.get("key", "").startswith(SCHEME)
+    return {key: value if key == "pin_env" or token else _normal(root, value) for key, value in named.items()}
 
 
 def _normal(root: str, path: str) -> str:

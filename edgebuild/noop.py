@@ -17,6 +17,7 @@ from edgebuild.files import sealed, unsealed, write_whole
 
 STATE = ".edgebuild"
 NOTE = f"{STATE}/noop.json"
+SIGN = "EDGEBUILD_SIGN"  # the variable by which bundles are signed with the test key whatever their targets name
 TICK = 20_000_000  # ns: file systems' clocks tick more often than that, but those that show whole seconds only
 Signature = list[int]  # mtime_ns, ctime_ns, size, inode, mode
 THERE: Signature = []  # in a signature's place: that something is there was all that was asked
@@ -56,7 +57,8 @@ def racy(found: Signature | None, when: int | None = None) -> bool:
 
 def identity(version: str | None = None, strict: bool = False) -> list[object]:
     """What a plan depends on that no file's stat shows: `version` and `strict` are what the command line said."""
-    return [__version__, shipped.PACKAGE, sys.version, sys.prefix, machine.boot(), version, strict]
+    said = machine.elsewhere(), os.environ.get(SIGN, "")
+    return [__version__, shipped.PACKAGE, sys.version, sys.prefix, machine.boot(), *said, version, strict]
 
 
 def recall(who: list[object], holds: Callable[[str, Signature], bool] | None = None) -> list[str] | None:

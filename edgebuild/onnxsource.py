@@ -5,6 +5,7 @@ What the backends that take ONNX share. Imported by them alone; the frameworks a
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
 from edgebuild.backend import ModelFacts, Session
-from edgebuild.errors import BadInput, StepFailed
+from edgebuild.errors import BadInput, StepFailed, first_line
 from edgebuild.step import Action
 from edgebuild.units import human
 
@@ -58,7 +59,7 @@ def converting(facts: ModelFacts) -> Iterator[None]:
         yield
     except StepFailed as error:
         if reason := unreachable(facts):
-            raise StepFailed(f"{reason}; nor can it be converted as it is: {error}") from error
+            raise StepFailed(f"{error}; nor could it be quantized: {reason}") from error
         raise
 
 
@@ -75,6 +76,12 @@ def making(facts: ModelFacts) -> int:
     """
     found = opsets(facts)
     return (3 if found["model"] == found["source"] else 8) * facts.bytes
+
+
+def kept(action: Action) -> Mapping[str, str]:
+    """A model that is one file and stays as it is, as an outcome's `kept`; empty where it must be written."""
+    alone = not any(role.startswith(EXTERNAL) for role in action.inputs) and not action.params.get("shape")
+    return {"model/model.onnx": "model"} if alone else {}
 
 
 def copy(action: Action, facts: ModelFacts, folder: Path) -> None:
@@ -99,9 +106,7 @@ def raise_opset(source: Path, target: Path) -> None:
     try:
         onnx.save(onnx.version_converter.convert_version(onnx.load(source), OPSET), target)
     except Exception as error:
-        raise StepFailed(
-            f"its opset cannot be raised to {OPSET}: {first_line(error)}; export it again with opset {OPSET}"
-        ) from error
+        raise StepFailed(f"its opset cannot be raised to {OPSET}: {cause(error)}; export it again with opset {OPSET}") from error
 
 
 def names(model: Path) -> set[str]:
@@ -131,7 +136,7 @@ def fix_shapes(model: Path, shapes: Mapping[str, Sequence[int]]) -> str:
         for name, sizes in shapes.items():
             onnx_model_utils.make_input_shape_fixed(changed.graph, name, list(sizes))
     except ValueError as error:
-        raise BadInput(f"model.shape: {first_line(error)}") from error
+        raise BadInput(f"model.shape: {cause(error)}") from error
     onnx.save(changed, model)
     return ", ".join(f"{name} {list(sizes)}" for name, sizes in shapes.items())
 
@@ -143,17 +148,21 @@ def hold(candidate: Session, source: Path, facts: ModelFacts) -> dict[str, Any]:
     """
     from edgebuild import samples
 
-    with converting(facts):
-        original = OnnxSession(source, optimised=False)
-        feeds = samples.golden(candidate.inputs, count=4)  # whose shapes are those of the source, or fixed
-        expected = original.infer(feeds)
-        original.close()
-        found = candidate.infer(feeds)
-        return reference.hold_outputs("the source model in ONNX Runtime without optimisations", expected, found)
+    original = OnnxSession(source, optimised=False)
+    feeds = samples.golden(candidate.inputs, count=4)  # whose shapes are those of the source, or fixed
+    expected = original.infer(feeds)
+    original.close()
+    found = candidate.infer(feeds)
+    return reference.hold_outputs("the source model in ONNX Runtime without optimisations", expected, found)
 
 
 def check_quantized(done: int, possible: int, operators: Sequence[str], before: int, after: int) -> None:
     """Tools exit 0 when they have done nothing. Raises StepFailed where no operator was reached, or the files did not shrink."""
+    if not possible:
+        raise StepFailed(
+            f"nothing was quantized: it has no operator that could be ({', '.join(operators)}, …); "
+            "leave this model unquantized (quantize: {scheme: none})"
+        )
     if not done:
         raise StepFailed(
             f"nothing was quantized: none of its {possible} quantizable operators ({', '.join(operators)}, …) was reached; "
@@ -180,7 +189,7 @@ class OnnxSession:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise StepFailed(f"ONNX Runtime does not load {path.name}: {first_line(error)}") from error
+            raise StepFailed(f"ONNX Runtime does not load {path.name}: {cause(error)}{EXPORT}") from error
         self.runtime = f"onnxruntime {onnxruntime.__version__}, CPU, {THREADS} thread"
         self.inputs: Sequence[Mapping[str, Any]] = [
             {"name": one.name, "dtype": _numpy_type(one.type), "shape": list(one.shape)} for one in self._session.get_inputs()
@@ -191,7 +200,7 @@ class OnnxSession:
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
         except Exception as error:
-            raise StepFailed(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+            raise StepFailed(f"ONNX Runtime cannot run the model: {cause(error)}{EXPORT}") from error
 
     def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
         raise StepFailed(NO_TOKENS)
@@ -203,6 +212,7 @@ class OnnxSession:
         del self._session
 
 
+EXPORT = "; export it without what is named here"
 NO_TOKENS = "this ONNX model is run with named arrays, not with tokens; language models in ONNX are not supported"
 NO_TOKENIZER = "this ONNX model has no tokenizer; give its evaluation data as .npz"
 
@@ -212,6 +222,10 @@ def _numpy_type(text: str) -> str:
     return _NUMPY.get(kind, kind)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what ONNX's tools say; the others repeat it."""
-    return reference.said(Exception((str(error).strip().splitlines() or [type(error).__name__])[0]))
+# How ONNX Runtime begins: its own number of the error, paths of this machine, and the place in its sources with a signature.
+_PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .* failed:|/\S+\.(?:cc|h|cpp):\d+ .*?\) (?=\S)")
+
+
+def cause(error: Exception) -> str:
+    """The first line of what ONNX's tools say, without what is not of the model; the others repeat it."""
+    return first_line(_PREAMBLE.sub("", str(error).strip()) or error)

@@ -3,51 +3,50 @@
 The list `CODE` names, per verb, the modules whose text is in a recipe; a test holds it against the import graph.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
-from edgebuild import digest, ladder, reference
+from edgebuild import digest, ladder, original, reference
 from edgebuild.backend import ModelFacts, Needs
 from edgebuild.backends import BACKENDS
-from edgebuild.bundles import BUNDLES
-from edgebuild.errors import TargetError, did_you_mean, shown
+from edgebuild.bundles import BUNDLES, PARTICULAR, SIGNED, unfit
+from edgebuild.errors import StepFailed, TargetError, WrongFact, did_you_mean, shown
 from edgebuild.fit import Fit, Misfit, Wanted, choose
+from edgebuild.render import check_values
 from edgebuild.select import AUTO, Choice, Preferences
+from edgebuild.signing import Pair, Takes, public
 from edgebuild.source import Found, is_licence
-from edgebuild.step import ACROSS, ENVIRONMENT, Step
-from edgebuild.target import Target, parse_source
+from edgebuild.step import ENVIRONMENT, Step
+from edgebuild.target import Target
 from edgebuild.toolchain import Versions
 
 _FORMATS = ("formats", "formats.gguf", "formats.onnx", "formats.safetensors")
 # What every backend's action runs.
 _MODEL = ("backend", "machine", "samples", "reference", "resources", "importance", "formats.gguf", "formats.safetensors", "units")
+_QUALITY = ("quality", "language", "tensors", "answers", "intervals", "likeness", "onnxsource", *_MODEL)
 CODE: dict[str, tuple[str, ...]] = {
     "fetch": ("source", "target", *_FORMATS),
-    "assess": ("assess", "backend", *_FORMATS),
-    "reference": ("reference", "backend", "resources", "formats.safetensors", "units"),
+    "assess": ("assess", "backend", "positions", *_FORMATS),
+    "reference": ("original", "reference", "backend", "resources", "formats.safetensors", "units"),
     "convert": _MODEL,
     "quantize": _MODEL,
     "choose": ("ladder", "gates", "units"),
-    "evaluate": ("quality", "intervals", "likeness", *_MODEL),
-    "answer": ("quality", "intervals", "likeness", *_MODEL),
+    "evaluate": _QUALITY,
+    "answer": _QUALITY,
     "agree": ("agree", "likeness"),
     "benchmark": ("bench", "intervals", "meter", *_MODEL),
     "gate": ("gates", "units"),
-    "package": ("bundle", "golden", *_MODEL),
+    "package": ("bundle", "golden", "render", "signing", "token", "sandbox", "files", *_MODEL),
     "build": ("evidence", "units"),
 }
-WEIGHTS = (".onnx", ".gguf", ".safetensors")  # of a model's file, which its name is without
 READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
-    "mlx": ("backends.mlx_float32",),
-    "onnxruntime": ("onnxsource", "backends.onnxruntime_lm"),
+    "mlx": ("backends.mlx_float32", "positions"),
+    "onnxruntime": ("onnxsource", "backends.onnxruntime_lm", "positions"),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
-    "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether"),
+    "olive": ("onnxsource", "backends.olive_text", "backends.olive_workflow", "tether", "positions"),
 }
+SELF_TEST = "selftest.py"  # of a framework, in a folder of templates
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too
 
 
@@ -60,10 +59,13 @@ class Surroundings:
     machine: Mapping[str, str]
     code: Callable[[str], str]  # module → digest of its text
     source: Callable[[Target], Found]  # raises TargetError
-    exists: Callable[[str], bool]  # is there a file or folder at this path
+    exists: Callable[[str], bool]  # is there a file at this path
     templates: Callable[[str], Mapping[str, str]]  # bundle kind → role → path of every template file
     preferences: Preferences
     facts: Callable[[Target, Found], ModelFacts | None]  # what a source that lies here is; None where that is not known
+    signer: Callable[[Target, Takes], Pair]  # raises TargetError
+    wheels: Callable[[str], str]  # the name of a lock → what a key holds of its wheels
+    program: Callable[[str], str]  # a program of the system → digest of its file, empty where it is not installed
 
 
 @dataclass(kw_only=True)
@@ -78,7 +80,7 @@ class Plan:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
-    makers: list["_Builder"] = field(default_factory=list)
+    makers: list["Maker"] = field(default_factory=list)
 
 
 def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
@@ -91,7 +93,7 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
             )
     fit = _fit(target, source, around)
     target = replace(target, scheme=fit.scheme)
-    make = _Builder(plan, target, fit.choice, around, source.format)
+    make = Maker(plan, target, fit.choice, around, source.format)
     steps = _steps(make, source, fit.recipes, strict)
     if clash := sorted(step.name for step in steps if step.name in plan.steps):
         other = plan.steps[clash[0]].target
@@ -105,82 +107,30 @@ def add(plan: Plan, target: Target, around: Surroundings, strict: bool) -> None:
         "estimates": dict(target.estimates),
         "time": target.time_limit,
         "fetch": {"url": source.url} if source.fetch else None,
+        "sign": make.pair.to_json() if make.pair else None,
+        "names_key": bool(target.sign),
     }
 
 
-def add_agreements(plan: Plan) -> None:
-    """For every model of which there are several artifacts: what each of them answers to the same inputs, and how far they agree."""
-    models: dict[str, list[_Builder]] = {}
-    for make in plan.makers:
-        target = make.target
-        same = [target.source, target.task, sorted(target.state.items()), sorted(target.shape.items())]
-        models.setdefault(digest.tagged("model", same), []).append(make)
-    names = {key: model_name(makers[0].target.source) for key, makers in models.items()}
-    taken = Counter(names.values())
-    for key, makers in models.items():
-        steps = _agreement(names[key] if taken[names[key]] == 1 else f"{names[key]}-{key[:8]}", makers)
-        plan.steps.update((step.name, step) for step in steps)
+def _check_sign(target: Target) -> None:
+    """Raises TargetError for a key that signs nothing; one that others of its file are signed with, by a matrix, may stand."""
+    if not target.sign or not SIGNED.keys().isdisjoint({target.kind, *target.sign_kinds}):
+        return
+    said = target if "package.sign" in target.lines else target.platform
+    message = f"a bundle of the kind {target.kind} is not signed; those of {' and '.join(SIGNED)} are"
+    advice = "remove it; edgebuild release signs whatever is delivered, with a key of its own"
+    raise TargetError([said.problem("package.sign", f"{message}; {advice}")])
 
 
-def _agreement(model: str, makers: Sequence["_Builder"]) -> list[Step]:
-    """Baselines first, one for each way to convert it, then the targets' artifacts; what several targets make alike is one row."""
-    data = next((make.target.evaluation for make in makers if make.target.evaluation), "")
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    answers: list[Step] = []  # of each row
-    for role in ("baseline", "candidate"):
-        for make in makers:
-            target, planned = make.target, make.plan.steps
-            convert = planned[f"convert:{target.name}"]
-            made = planned.get(f"choose:{target.name}") or planned.get(f"quantize:{target.name}") or convert
-            if role == "baseline":
-                made = convert
-            same: tuple[str, ...] = (convert.recipe,)
-            if made is not convert:
-                same += made.recipe, target.calibration, target.evaluation if made.verb == "choose" else ""
-            if same not in rows:
-                rows[same] = {"name": target.name, "of": role, "framework": make.choice.framework, "targets": []}
-                rows[same]["scheme"] = "none" if made is convert else target.scheme
-                answered = role == "baseline" and target.evaluation == data
-                own = planned[f"evaluate:{target.name}.baseline"]
-                answers.append(own if answered else _answer(make, model, role, made, data))
-            if role == "candidate":
-                rows[same]["targets"].append(target.name)
-    frameworks = Counter(row["framework"] for row in rows.values() if row["of"] == "baseline")
-    for row in rows.values():
-        if row["of"] == "baseline":  # a space is in no target's name
-            which = f" ({row['name']})" if frameworks[row["framework"]] > 1 else ""
-            row["name"] = f"baseline {row['framework']}{which}"
-    if len(rows) < 2:
-        return []
-    target = makers[0].target
-    inputs = {f"answers/{row['name']}": step.outputs["answers"] for row, step in zip(rows.values(), answers, strict=True)}
-    source = target.source.partition("?")[0]  # what stands behind it in an address may be a token
-    params = {"model": model, "source": source, "task": target.task, "rows": list(rows.values())}
-    matrix = {"matrix": f"build/{ACROSS}/{model}.json"}
-    agree = makers[0].across("agree", model, inputs, matrix, params, tuple(step.name for step in answers))
-    return [*(step for step in answers if step.target == ACROSS), agree]
-
-
-def _answer(make: "_Builder", model: str, role: str, made: Step, data: str) -> Step:
-    """What an artifact answers, written as the evaluation of a baseline writes it."""
-    return make.across(
-        "answer",
-        f"{model}.{role}.{make.target.name}",
-        {"model": made.outputs["model"], **({"data": data} if data else {})},
-        {"answers": "answers.safetensors"},
-        {"task": make.target.task, "role": "baseline", **(_state(make.target) if data else {})},
-        (made.name,),
-    )
-
-
-def model_name(source: str) -> str:
-    """What `agree:` calls a model: its file's or folder's name, of a repository its own, in small letters, digits and dashes."""
-    named = parse_source(source)
-    last = PurePosixPath(urlsplit(named.path).path if named.kind == "https" else named.path or named.name)
-    words = [last.stem if last.suffix in WEIGHTS else last.name]
-    if named.kind == "hf":
-        words = [named.name.rpartition("/")[2], *(words if named.path and words != ["model"] else [])]
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")[:50].strip("-") or "model"
+def _check_facts(target: Target) -> None:
+    """Raises TargetError where the platform says what the target's bundle cannot state."""
+    try:
+        BUNDLES[target.kind].stated(target.platform.facts)
+        check_values({"facts": target.platform.facts})
+    except WrongFact as error:
+        raise TargetError([target.platform.problem(f"facts.{error.key}", f"{error.wrong}; correct it")]) from error
+    except StepFailed as error:
+        raise TargetError([target.platform.problem("facts", shown(str(error), 300))]) from error
 
 
 def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
@@ -192,11 +142,17 @@ def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
     if target.kind not in BUNDLES:
         message = f'no bundle kind "{target.kind}"; there are: {", ".join(sorted(BUNDLES))}.{did_you_mean(target.kind, BUNDLES)}'
         raise TargetError([target.problem("package.kind", message)])
+    _check_sign(target)
+    _check_facts(target)
     bundle = BUNDLES[target.kind]
 
     def kind_refuses(framework: str) -> str:
         reason = bundle.refuse(framework, target.task)
         return f"{target.kind}: {reason}" if reason else ""
+
+    def misfits(framework: str, scheme: str) -> str:
+        reason = unfit(target.kind, target.platform.facts, framework, scheme, lambda: around.facts(target, source))
+        return f"{target.platform.name}: {reason}" if reason else ""
 
     wanted = Wanted(
         framework=target.framework,
@@ -210,7 +166,8 @@ def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
         written={key.split(".")[1] for key in target.lines if key.startswith("quantize.")} - {"scheme"},
         calibrated=bool(target.calibration),
         kind_refuses=kind_refuses,
-        copies=bundle.COPIES,
+        unfit=misfits,
+        copies=bundle.COPIES.bundle,
         memory=target.platform.memory,
         weights=target.weights_limit,
     )
@@ -220,7 +177,7 @@ def _fit(target: Target, source: Found, around: Surroundings) -> Fit:
         raise TargetError([target.problem(error.key, str(error))]) from error
 
 
-class _Builder:
+class Maker:
     """Makes one target's steps: fills in recipes and paths."""
 
     def __init__(self, plan: Plan, target: Target, choice: Choice, around: Surroundings, format: str) -> None:
@@ -228,6 +185,11 @@ class _Builder:
         needs = BACKENDS[choice.framework].NEEDS[format]
         self.versions = around.toolchain(needs)
         self.toolchain = dict(self.versions(needs.packages))
+        takes = SIGNED[target.kind].signs(target.platform.facts) if target.kind in SIGNED else None
+        self.pair = around.signer(target, takes) if takes else None
+        signing = takes.token if takes and self.pair and self.pair.in_token else {}
+        self.programs = sorted({*BUNDLES[target.kind].TOOLS, *signing})  # that the bundle is made, signed and proven by
+        self.state = {"state": dict(target.state)} if target.state else {}  # of what is run on samples
 
     def step(
         self,
@@ -260,27 +222,6 @@ class _Builder:
             on_demand=on_demand,
         )
 
-    def across(
-        self,
-        verb: str,
-        name: str,
-        inputs: Mapping[str, str],
-        outputs: Mapping[str, str],
-        params: Mapping[str, Any],
-        after: tuple[str, ...],
-    ) -> Step:
-        """A step of a model, on demand: no target needs it."""
-        return Step(
-            name=f"{verb}:{name}",
-            verb=verb,
-            target=ACROSS,
-            recipe=self.recipe(verb, params, runs=verb == "answer"),
-            inputs=inputs,
-            outputs={key: path if "/" in path else f"build/{ACROSS}/{verb}.{name}/{path}" for key, path in outputs.items()},
-            after=after,
-            on_demand=True,
-        )
-
     def recipe(
         self, verb: str, params: Mapping[str, Any], *, runs: bool = False, measures: bool = False, needs: Needs | None = None
     ) -> str:
@@ -305,7 +246,7 @@ class _Builder:
         return recipe
 
 
-def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any]], strict: bool) -> list[Step]:
+def _steps(make: Maker, source: Found, recipes: Mapping[str, Mapping[str, Any]], strict: bool) -> list[Step]:
     target, around, files = make.target, make.around, source.files
     task = {"task": target.task}
     fetch = _fetch(make, source)
@@ -326,7 +267,7 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
         "evaluate",
         {"model": convert.outputs["model"], **data, "facts": facts, **{f"source/{role}": path for role, path in known.items()}},
         {"measurements": "measurements.json", "answers": "answers.safetensors", "held": "held.json"},
-        {**task, "role": "baseline", **(_state(target) if data else {})},
+        {**task, "role": "baseline", **(make.state if data else {})},
         (convert.name, *([ran.name] if ran else [])),
         suffix=".baseline",
         runs=True,
@@ -395,7 +336,7 @@ def _steps(make: _Builder, source: Found, recipes: Mapping[str, Mapping[str, Any
     return [*steps[:first], *rungs, *steps[first:], evidence]
 
 
-def _source_run(make: _Builder, source: Found, assess: Step) -> Step | None:
+def _source_run(make: Maker, source: Found, assess: Step) -> Step | None:
     """The source run once by transformers: of a language model whose golden logits do not lie beside it, as far as is known here.
 
     Whatever framework asks first: of several targets of one model it is one piece of work.
@@ -403,10 +344,10 @@ def _source_run(make: _Builder, source: Found, assess: Step) -> Step | None:
     if make.target.task != "text-generation" or source.format != "huggingface" or f"model/{reference.GOLDEN}" in source.files:
         return None
     logits = {"logits": "logits.safetensors"}
-    return make.step("reference", source.files, logits, {}, (assess.name,), needs=reference.NEEDS)
+    return make.step("reference", source.files, logits, {}, (assess.name,), needs=original.NEEDS)
 
 
-def _quantize(make: _Builder, convert: Step, baseline: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:
+def _quantize(make: Maker, convert: Step, baseline: Step, facts: str, parameters: Mapping[str, Any], rung: str = "") -> Step:
     """One recipe; a `rung` of a ladder is on demand. Not before the conversion was held against its source."""
     target = make.target
     calibration = {"calibration": target.calibration} if target.calibration else {}
@@ -419,7 +360,7 @@ def _quantize(make: _Builder, convert: Step, baseline: Step, facts: str, paramet
             "scheme": target.scheme,
             **parameters,
             "samples": target.calibration_samples if calibration else None,
-            **(_state(target) if calibration else {}),
+            **(make.state if calibration else {}),
         },
         (convert.name, baseline.name),
         suffix=f".{rung}" if rung else "",
@@ -428,7 +369,7 @@ def _quantize(make: _Builder, convert: Step, baseline: Step, facts: str, paramet
     )
 
 
-def _evaluate(make: _Builder, candidate: Step, baseline: Step, part: str, rung: str = "") -> Step:
+def _evaluate(make: Maker, candidate: Step, baseline: Step, part: str, rung: str = "") -> Step:
     """A candidate held against the baseline: on all of the data, or on the part that is kept for choosing or for the verdict."""
     target = make.target
     data = {"data": target.evaluation} if target.evaluation else {}
@@ -440,7 +381,7 @@ def _evaluate(make: _Builder, candidate: Step, baseline: Step, part: str, rung: 
             "task": target.task,
             "role": "candidate",
             **({"part": part} if part else {}),
-            **(_state(target) if data else {}),
+            **(make.state if data else {}),
         },
         (candidate.name, baseline.name),
         suffix=f".{rung}" if rung else "",
@@ -449,12 +390,8 @@ def _evaluate(make: _Builder, candidate: Step, baseline: Step, part: str, rung: 
     )
 
 
-def _state(target: Target) -> dict[str, Any]:
-    return {"state": dict(target.state)} if target.state else {}
-
-
 def _ladder(
-    make: _Builder, convert: Step, facts: str, baseline: Step, recipes: Mapping[str, Mapping[str, Any]]
+    make: Maker, convert: Step, facts: str, baseline: Step, recipes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Step, list[Step]]:
     """The step that chooses, and those that it runs on demand. Its key holds their recipes, so all that its walk depends on."""
     target, rungs, steps = make.target, {}, []
@@ -487,7 +424,7 @@ def _ladder(
     return chosen, steps
 
 
-def _fetch(make: _Builder, source: Found) -> Step:
+def _fetch(make: Maker, source: Found) -> Step:
     """Lists what lies here; what comes from elsewhere it brings to the paths that the steps behind it read."""
     if not source.fetch:
         return make.step("fetch", source.files, {"source": "source.json"}, {}, ())
@@ -497,14 +434,19 @@ def _fetch(make: _Builder, source: Found) -> Step:
     return make.step("fetch", {}, outputs, source.fetch, ())
 
 
-def _package(make: _Builder, candidate: Step, facts: str, licences: Mapping[str, str], after: tuple[str, ...]) -> Step:
-    target = make.target
+def _package(make: Maker, candidate: Step, facts: str, licences: Mapping[str, str], after: tuple[str, ...]) -> Step:
+    target, device = make.target, make.target.platform.facts
+    particular = PARTICULAR.get(target.kind)
+    templates = dict(make.around.templates(target.kind))
+    if shared := particular.shares(device) if particular else "":
+        found = make.around.templates(shared).items()
+        templates = {**{role: path for role, path in found if role.endswith(f"/{SELF_TEST}")}, **templates}
     outputs = {"bundle": f"dist/{target.name}", "report": "report.json"}
     if target.archive:
         outputs["archive"] = f"dist/{target.name}.tar"
     return make.step(
         "package",
-        {"model": candidate.outputs["model"], "facts": facts, **make.around.templates(target.kind), **licences},
+        {"model": candidate.outputs["model"], "facts": facts, **templates, **licences},
         outputs,
         {
             "name": target.name,
@@ -520,10 +462,25 @@ def _package(make: _Builder, candidate: Step, facts: str, licences: Mapping[str,
             },
             "limits": {"shell": target.shell_limit, "weights": target.weights_limit},
             "require_level": target.require_level,
+            **_proof(make),
         },
         after,
         runs=True,
+        needs=particular.needs(device) if particular else None,
     )
+
+
+def _proof(make: Maker) -> dict[str, Any]:
+    """What says how a bundle is signed and how far it can be proven here: the public half of a key alone, and programs' digests.
+
+    And the lock of what an image is made of.
+    """
+    around = make.around
+    programs = {name: around.program(name) for name in make.programs}
+    lock = BUNDLES[make.target.kind].LOCKS.get(make.choice.framework)
+    wheels = {"wheels": around.wheels(lock)} if lock else {}
+    signed = {"sign": {"public": public(make.pair), "test": make.pair.test}} if make.pair else {}
+    return {**({"programs": programs} if programs else {}), **wheels, **signed}
 
 
 def _is_licence(role: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgebuild.errors import FAILED, OK
 from edgebuild.feasible import Finding, Room, about, count, findings, largest, room
+from edgebuild.fit import written
 from edgebuild.forecast import BLOCKED, DEPENDS, NOTHING, RESTORE, RUN, Amount, Forecast, Prospect, forecast
 from edgebuild.project import Project
 from edgebuild.units import human
@@ -75,8 +76,7 @@ def _summary(found: Forecast, here: Room, biggest: tuple[int, str] | None) -> li
     if choice.rungs:
         settings = f"{choice.scheme} by the first of {', '.join(choice.rungs)} that holds"
     else:
-        set_ = (f"{key} {value}" for key, value in choice.parameters.items() if value not in ([], None))
-        settings = ", ".join([choice.scheme, *set_])
+        settings = written(choice.backend, choice.scheme, choice.parameters)
     if facts is None:
         return [f"{choice.framework}, {settings}; sizes and memory: {found.unknown}"]
     model = f"{facts.architecture}, {sum(facts.parameters.values()):,} parameters; {choice.framework}, {settings}"

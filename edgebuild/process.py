@@ -10,12 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from edgebuild import hub, resources, shipped, tether
+from edgebuild import hub, resources, shipped, signing, tether
 from edgebuild.errors import INTERRUPTED, OutOfMemory, Refused, StepFailed, disk
 from edgebuild.files import alive, make_folder, mine, process_name, remove_tree
 from edgebuild.noop import STATE
@@ -23,9 +23,9 @@ from edgebuild.step import ENVIRONMENT
 
 # What a worker gets of its parent's environment: where programs and libraries are, and nothing that holds a secret.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-# glibc's allocator, told to keep what was freed for what is asked next: the kernel zeroes a page each time one comes back,
-# which is a third of a quantization's time. Above 32 MiB, its own largest threshold, a block still returns at once. No bytes
-# that are made depend on it, so no key holds it; a benchmark runs as programs do that are told nothing.
+# For a quantization, glibc's allocator is told to keep what was freed for what is asked next: the kernel zeroes a page each time
+# one comes back, which is a third of the time. Above 32 MiB, its own largest threshold, a block still returns at once. No bytes
+# that are made depend on it, so no key holds it. A conversion is no faster by it, and takes more; a benchmark is left alone.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 SAMPLE_SECONDS = 0.1  # between two looks at the worker's memory
 LOOK_SECONDS = 1.0  # between two looks for its children: a walk over all processes, 4 ms of a core for a hundred
@@ -44,6 +44,7 @@ class Result:
     network: str
     seconds: float
     peak_memory: int | None
+    kept: Mapping[str, str] = field(default_factory=dict)  # as an Outcome's
 
 
 class Workers:
@@ -85,6 +86,7 @@ class Workers:
             with open(note, "xb"):
                 pass  # its name says all
             ended, peak = _watch(process, memory or _machine_memory(), start + seconds, lambda: self._look(record))
+            self._look(record)  # what came since the last look
         finally:
             self._finish(process)
             remove_tree(note)
@@ -124,12 +126,15 @@ class Workers:
     def _start(self, record: Mapping[str, Any], path: str, scratch: str, output: Any, python: str) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         environment |= ENVIRONMENT
-        if record["verb"] != "benchmark":
+        if record["verb"] == "quantize":
             environment |= ALLOCATOR
         if "download" in record:
             environment = {
                 name: value for name, value in environment.items() if not name.endswith("_OFFLINE")
             } | hub.environment()
+        if record.get("sign"):
+            wanted = signing.variables(record["sign"])
+            environment |= {name: os.environ[name] for name in wanted if name in os.environ}
         environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
         environment["PYTHONPATH"] = _path(python, f"{scratch}/tmp/path")
         words = [*_dying_with_us(), python, "-m", "edgebuild.worker", path]
@@ -192,12 +197,10 @@ class Workers:
                 raise StepFailed(disk(OSError(errno.ENOSPC, "")))
             if result.get("memory") or (unexpected and _wants_memory(log)):
                 raise OutOfMemory(f"it got no more memory; it {used}", advice, f"\n  log: {os.path.relpath(log)}")
-            if unexpected:
-                raise StepFailed(f"{result['error']}\n  log: {os.path.relpath(log)}")
-            raise (Refused if refused else StepFailed)(result["error"])
-        return Result(
-            summary=result["summary"], refused=result["refused"], network=result["network"], seconds=took, peak_memory=peak
-        )
+            told = "" if result.get("given") or not _printed(log) else _tail(log)
+            raise (Refused if refused else StepFailed)(result["error"] + told)
+        said = {key: result[key] for key in ("summary", "refused", "network", "kept")}
+        return Result(**said, seconds=took, peak_memory=peak)
 
 
 def collect(store: str) -> None:
@@ -351,15 +354,32 @@ def _full(folder: str) -> bool:
     return found.f_bavail * found.f_frsize < 64 * 1024 or (found.f_files > 0 and found.f_favail < 8)
 
 
+def _printed(log: str) -> bool:
+    """Whether anything was printed to a log."""
+    try:
+        return os.path.getsize(log) > 0
+    except OSError:
+        return False
+
+
 def _tail(log: str) -> str:
     """The end of a worker's log, and where it lies."""
     try:
         with open(log, encoding="utf-8", errors="replace") as file:
-            lines = [line.rstrip() for line in file.readlines()[-200:] if line.strip()][-LAST_LINES:]
+            lines = list(_without_tracebacks(line.rstrip() for line in file.readlines()[-200:] if line.strip()))[-LAST_LINES:]
     except OSError:
         return ""
     shown = "".join(f"\n    | {line[:200]}" for line in lines)
     return f"\n  log: {os.path.relpath(log)}{shown}"
+
+
+def _without_tracebacks(lines: Iterable[str]) -> Iterator[str]:
+    """What Python says of its calls goes; the line that ends it, with the exception, stays."""
+    inside = False
+    for line in lines:
+        inside = line.startswith("Traceback (most recent call last)") or (inside and line.startswith(" "))
+        if not inside:
+            yield line
 
 
 def _names(folder: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgebuild import digest, machine, shipped
 from edgebuild.files import remove_tree, sealed, unsealed, write_whole
 from edgebuild.memo import MEMO, Memo
-from edgebuild.noop import STATE, THERE, Signature, identity, moved, racy, signature
+from edgebuild.noop import SIGN, STATE, THERE, Signature, identity, moved, racy, signature
 from edgebuild.step import Step
 from edgebuild.store import Store
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgebuild.backend import ModelFacts, Needs
     from edgebuild.errors import TargetError
     from edgebuild.plan import Surroundings
+    from edgebuild.signing import Pair, Takes
     from edgebuild.source import Found
     from edgebuild.target import Target
     from edgebuild.toolchain import Versions
@@ -173,7 +174,7 @@ class Project:
         return {path: self.memo.look(path) if os.path.isfile(path) else "" for path in _text_files()}
 
     def _make(self) -> None:
-        from edgebuild import load, plan
+        from edgebuild import agreements, load, plan
         from edgebuild.errors import TargetError
 
         seen = _Seen(self)
@@ -193,7 +194,7 @@ class Project:
             whole.problems |= _problems(names, failed)
             if names != [file]:
                 whole.groups[file] = names
-        plan.add_agreements(whole)
+        agreements.add(whole)
         self.targets, self.steps, self.problems, self.groups = whole.targets, whole.steps, whole.problems, whole.groups
         self._by_target.clear()
         self._recipes = whole.recipes
@@ -281,13 +282,16 @@ class _Seen:
         return Surroundings(
             toolchain=self._toolchain,
             isa=machine.isa(),
-            machine=machine.fingerprint(),
+            machine=machine.measuring(),
             code=self._code,
             source=self._source,
             exists=self._exists,
             templates=self._templates,
             preferences=preferred(),
             facts=self._facts,
+            signer=self._signer,
+            program=self._program,
+            wheels=self._wheels,
         )
 
     def _toolchain(self, needs: "Needs") -> "Versions":
@@ -353,9 +357,41 @@ class _Seen:
         return self._looked[target.source]
 
     def _exists(self, path: str) -> bool:
-        there = os.path.exists(path)
+        there = os.path.isfile(path)
         self.guards.setdefault(path, THERE if there else None)
         return there
+
+    def _signer(self, target: "Target", takes: "Takes") -> "Pair":
+        from edgebuild import signing
+        from edgebuild.bundles import programs
+        from edgebuild.errors import TargetError
+
+        try:
+            pair = signing.chosen(target.sign, takes, os.environ.get(SIGN, ""))
+        except ValueError as error:
+            self.settled = False  # what mends it may be no file: a variable, or a token's library
+            raise TargetError([target.problem("package.sign", str(error))]) from error
+        self.guard(*signing.files(pair))
+        if pair.in_token and (lacking := [name for name in takes.token if not self._program(name)]):
+            message = f"{programs.missing(lacking, takes.token)}; {takes.what} is signed by it with a key in a token"
+            raise TargetError([target.problem("package.sign", message)])
+        return pair
+
+    def _wheels(self, name: str) -> str:
+        from edgebuild import toolchain
+
+        self.guard(toolchain.file(name))
+        lock = toolchain.read(name)
+        return f"{lock.label} for {lock.interpreter}" if lock else toolchain.MISSING
+
+    def _program(self, name: str) -> str:
+        """A program, or a file that programs read. Where it may come to stand is guarded too: a bundle is proven further then."""
+        import shutil
+
+        places = [os.path.join(folder, name) for folder in os.get_exec_path()]  # of an absolute path, that path
+        self.guard(*dict.fromkeys(places))
+        found = name if os.path.isabs(name) and os.path.isfile(name) else shutil.which(name)
+        return self._memo.of(found) if found else ""
 
     def _templates(self, kind: str) -> Mapping[str, str]:
         """Every template of a kind; a file of the project's own `templates/KIND/` takes the place of the shipped one."""

@@ -11,9 +11,9 @@ from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.assessment import look
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS
-from edgebuild.bundles import BUNDLES
+from edgebuild.bundles import BUNDLES, unfit
 from edgebuild.errors import FAILED, OK, UserError, did_you_mean, shown
-from edgebuild.fit import Fit, Misfit, Wanted, choose
+from edgebuild.fit import Fit, Misfit, Wanted, choose, written
 from edgebuild.load import platform, preferred, tasks
 from edgebuild.select import AUTO
 from edgebuild.target import Platform
@@ -83,11 +83,15 @@ def _wanted(found: Platform, facts: ModelFacts, task: str, prefer: str) -> Wante
     """As `plan` asks for a target that names nothing but model and platform; the platform's framework is what is in question."""
     quantize = dict(found.defaults.get("quantize", {}))
     package = found.defaults.get("package", {})
-    bundle = BUNDLES[package.get("kind", "folder")]
+    kind = package.get("kind", "folder")
+    bundle = BUNDLES[kind]
     weights = package.get("limits", {}).get("weights")
 
     def kind_refuses(framework: str) -> str:
         return bundle.refuse(framework, task)
+
+    def misfits(framework: str, scheme: str) -> str:
+        return unfit(kind, found.facts, framework, scheme, lambda: facts)
 
     return Wanted(
         framework=AUTO,
@@ -99,7 +103,8 @@ def _wanted(found: Platform, facts: ModelFacts, task: str, prefer: str) -> Wante
         scheme=quantize.pop("scheme", "none"),
         quantize=quantize,
         kind_refuses=kind_refuses,
-        copies=bundle.COPIES,
+        unfit=misfits,
+        copies=bundle.COPIES.bundle,
         memory=found.memory,
         weights=size(weights) if weights else None,
     )
@@ -143,10 +148,9 @@ def _refused(asked: Asked, task: str, reason: str) -> dict[str, Any]:
 
 def _lines(task: str, found: Platform, fit: Fit, fallback: str) -> list[str]:
     choice = fit.choice
-    settings = ", ".join(f"{key} {value}" for key, value in fit.parameters.items() if value not in ([], None, False))
     rows = [
         ("choice", f"{choice.framework}: {choice.to_json()['reason']}"),
-        ("quantize", f"{fit.scheme}{', ' + settings if settings else ''}"),
+        ("quantize", written(BACKENDS[choice.framework], fit.scheme, fit.parameters)),
         ("runner-up", f"{choice.runner_up}: {choice.runner_up_reason}" if choice.runner_up else "none"),
         *(("refused", f"{one.framework}: {one.reason} ({one.row})") for one in choice.refused),
         ("on the CPU", fallback and f"operators that fall back: {fallback}"),

@@ -6,43 +6,35 @@ that it gave once, stored beside the model (`golden.safetensors`). Formats that 
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgebuild import resources
-from edgebuild.backend import Needs, Session
-from edgebuild.errors import StepFailed
+from edgebuild.backend import Session
+from edgebuild.errors import StepFailed, said
 from edgebuild.formats import safetensors
-from edgebuild.step import Action, Outcome
-from edgebuild.units import human
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 GOLDEN = "golden.safetensors"
-NEEDS = Needs(lock="reference", packages=("torch", "transformers", "tokenizers", "safetensors", "numpy"))
 # Measured on a 4-layer Phi-3: an honest conversion has a mean KL divergence of 7e-13 against transformers and 5e-7 against
 # logits stored as float16; a rope theta of 500,000 instead of 10,000 has 0.28.
 LIMIT = 1e-3
 # What float32 cannot tell beside 1, four times over: a sigmoid that is shut gives 3e-7, and runtimes round it otherwise.
 ROUNDING = 2.0**-22
-TOKENS = 64
 # Longer scripts, white space and bytes outside the vocabulary are where tokenizers differ.
 SAMPLE = "The year 2026:\n\n\tdef f(x):  return x**2 - 3.14  # naïve Übergröße, 東京, привет, 🙂 https://example.org/a?b=c\r\n"
-# Bytes of memory that torch and transformers take before any weight, measured; and the room that an estimate wants.
-IMPORTED, ROOM = 250_000_000, 1.15
+LONGER = "longer."  # before the names of the tensors of a second text, in what the source gave
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 CODE_KEYS = ("auto_map", "custom_generate", "custom_pipelines", "model_file")  # they name Python code to run
 UNVERIFIED = f"conversion unverified: its source was not run, and no {GOLDEN} lies beside the model"
+MEND = "; mend what this names, or name another framework"  # of a framework that fails of a model, whichever it is
 WRONG = "the backend computes this model otherwise than transformers does: use another framework"
 STALE = f"the conversion agrees with the source as it is now: {GOLDEN} is of another model, remove or remake it"
 WRONG_OR_STALE = (
@@ -79,62 +71,10 @@ def golden(files: Mapping[str, Path]) -> Golden | None:
         if loaded["token_ids"].min() < 0 or loaded["token_ids"].max() >= vocabulary:
             raise ValueError(f"a token is outside the vocabulary of {vocabulary}")
     except (OSError, ValueError) as error:
-        raise StepFailed(f"{GOLDEN}: {error}; copy it again, remake it from the source model, or remove it") from error
+        problem = str(error).removesuffix(safetensors.AGAIN)
+        raise StepFailed(f"{GOLDEN}: {problem}; copy it again, remake it from the source model, or remove it") from error
     text, made_by = header.metadata["text"], header.metadata.get("made_by", "")
     return Golden(tokens=loaded["token_ids"], logits=loaded["logits"], text=text, made_by=made_by)
-
-
-def run(action: Action) -> Outcome:
-    """`reference`: the source run once by transformers. Output `logits`, a safetensors file: int32 token_ids [T] and float32
-    logits [T, V], with `made_by`; neither where it cannot be run on this machine, with the `reason`. Raises StepFailed.
-    """
-    from safetensors.numpy import save_file
-
-    out = action.outputs["logits"]
-    if reason := _unknown_to_transformers(action.inputs) or _too_large(action.inputs):
-        save_file({}, out, metadata={"reason": reason})
-        return Outcome(summary=reason.partition(": ")[2])
-    stored = golden(action.inputs)
-    with staged(action.inputs) as model:  # transformers would look for code beside it
-        tokens, logits = by_transformers(model, stored.tokens if stored else None)
-    made_by = f"transformers {importlib.metadata.version('transformers')}"
-    save_file({"token_ids": tokens, "logits": logits}, out, metadata={"made_by": made_by})
-    return Outcome(summary=f"by {made_by}: logits of {len(tokens)} tokens, for conversions to be held against")
-
-
-def memory_of(parameters: int) -> int:
-    """About what transformers takes to run a source of so many parameters, in bytes: all of them in float32."""
-    return IMPORTED + 4 * parameters
-
-
-def fits(memory: int, available: int) -> bool:
-    return memory * ROOM <= available
-
-
-def by_transformers(model: Path, tokens: NDArray[np.int32] | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """A Hugging Face model run by transformers on torch in float32: int32 [T] tokens, float32 [T, V] logits.
-
-    Without `tokens`, 64 that are spread over the vocabulary. Runs no code of the model's. Raises StepFailed.
-    """
-    import numpy as np
-    from transformers import AutoModelForCausalLM
-
-    try:
-        torch: Any = importlib.import_module("torch")  # not installed everywhere, so that a type checker cannot know it
-        source: Any = AutoModelForCausalLM.from_pretrained(
-            str(model), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        ).eval()
-        if tokens is None:
-            vocabulary = int(source.get_input_embeddings().weight.shape[0])
-            tokens = ((np.arange(TOKENS, dtype=np.int64) * 7919 + 11) % vocabulary).astype(np.int32)
-        with torch.no_grad():
-            found = source(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False).logits[0]
-        return tokens, found.float().numpy()
-    except Exception as error:
-        raise StepFailed(
-            f"transformers cannot run the source model ({said(error)}), so that nothing can be held against it; "
-            f"mend the source, or put {GOLDEN} beside it, which says what it computes"
-        ) from error
 
 
 class Speaker(Session, Protocol):
@@ -146,7 +86,7 @@ class Speaker(Session, Protocol):
 def hold(candidate: Session, source: Mapping[str, Path], hint: str = "") -> dict[str, Any]:
     """Hold a converted language model against a Hugging Face folder: its tokens, and its logits by every reference there is.
 
-    `source`: the folder's files by role, and as `reference` what `run` wrote of it. The report's JSON. Raises StepFailed where the
+    `source`: the folder's files by role, and as `reference` what `original.run` wrote of it. The report's JSON. Raises StepFailed where the
     two disagree, with the figures; `hint` ends that sentence.
     """
     with staged(source) as folder:
@@ -157,10 +97,12 @@ def hold(candidate: Session, source: Mapping[str, Path], hint: str = "") -> dict
     held: list[dict[str, Any]] = []
     missing = ""
     if "reference" in source:
-        said, tensors = _written(source["reference"])
-        missing = said.get("reason", "")
+        report, tensors = _written(source["reference"])
+        missing = report.get("reason", "")
         if not missing:
-            held.append(_compare(said["made_by"], tensors["logits"], candidate.logits(tensors["token_ids"]), hint or WRONG))
+            held += [
+                _held(candidate, report["made_by"], tensors, text, hint) for text in ("", LONGER) if f"{text}logits" in tensors
+            ]
     if stored is not None:
         wrong = hint or (STALE if held else WRONG_OR_STALE)
         held.append(_compare(stored.name, stored.logits, candidate.logits(stored.tokens), wrong))
@@ -264,7 +206,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     divergences = [entry["kl_mean"] for entry in report["against"] if "kl_mean" in entry]
     if not divergences:
         return "same outputs as its source" if report["against"] else "its source's own bytes"
-    names = " and ".join(str(entry["reference"]).partition(" (")[0] for entry in report["against"])
+    names = " and ".join(dict.fromkeys(str(entry["reference"]).partition(" (")[0] for entry in report["against"]))
     return f"held against {names}: KL {max(divergences):.2g}"
 
 
@@ -350,33 +292,18 @@ def _at(tokens: list[int], index: int) -> str:
     return str(tokens[index]) if index < len(tokens) else "the end"
 
 
-def _unknown_to_transformers(files: Mapping[str, Path]) -> str:
-    """Why transformers cannot be the reference for this model, else empty: it has no code of its own for it."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    kind = without_code(files["model/config.json"]).get("model_type", "")
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return ""
-    return f"conversion unverified: transformers has no language model of type {kind!r}, and no {GOLDEN} lies beside the model"
-
-
-def _too_large(files: Mapping[str, Path]) -> str:
-    """Why this machine has no room for the source in transformers, else empty."""
-    weights = [
-        safetensors.read(str(path)) for role, path in files.items() if role.endswith(".safetensors") and GOLDEN not in role
-    ]
-    needed = memory_of(sum(prod(shape) for header in weights for _, shape in header.tensors.values()))
-    if fits(needed, resources.memory().available):
-        return ""
-    free = "more than this machine has free"
-    return f"conversion unverified: running the source by transformers takes about {human(needed)} of memory, {free}, and no {GOLDEN} lies beside the model"
-
-
 def _written(path: Path) -> tuple[Mapping[str, str], Mapping[str, NDArray[Any]]]:
-    """What `run` wrote: its metadata, and its tensors."""
+    """What `original.run` wrote: its metadata, and its tensors."""
     from safetensors.numpy import load_file
 
     return safetensors.read(str(path)).metadata, load_file(path)
+
+
+def _held(candidate: Session, made_by: str, tensors: Mapping[str, NDArray[Any]], prefix: str, hint: str) -> dict[str, Any]:
+    """`_compare` with one of the texts that `original.run` wrote, where the source's logits are kept of its end."""
+    tokens, expected = tensors[f"{prefix}token_ids"], tensors[f"{prefix}logits"]
+    name = made_by if len(tokens) == len(expected) else f"{made_by} (at the end of {len(tokens)} tokens)"
+    return _compare(name, expected, candidate.logits(tokens)[-len(expected) :], hint or WRONG)
 
 
 def _compare(name: str, reference: NDArray[np.float32], logits: NDArray[np.float32], wrong: str) -> dict[str, Any]:
@@ -446,9 +373,3 @@ def _against(reference: str) -> str:
 def _short(value: float) -> float:
     """Four digits: what lies behind them differs from one processor to another, and reports are compared by their bytes."""
     return float(f"{value:.4g}")
-
-
-def said(error: Exception) -> str:
-    """What a framework's exception says, on one line and cut; what cannot be printed, of a model's own names, as escapes."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in words)[:300]

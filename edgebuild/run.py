@@ -12,7 +12,7 @@ from typing import Any
 
 from edgebuild import ladder, machine, roots
 from edgebuild.artifact import Artifact, Receipt, Record
-from edgebuild.errors import InputChanged, Refused, StepFailed, disk
+from edgebuild.errors import InputChanged, PartFailed, Refused, StepFailed, disk
 from edgebuild.explain import why
 from edgebuild.files import locked, make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_of, stored
@@ -217,6 +217,8 @@ class Builder:
         }
         if download:
             action["download"] = download
+        if "sign" in components["params"]:
+            action["sign"] = self.project.targets[step.target]["sign"]
         if step.verb in IN_PROCESS:
             from edgebuild.worker import perform
 
@@ -228,13 +230,27 @@ class Builder:
             )
         limits = self.project.targets[self.project.owner(step)]
         alone = "machine" in components
-        with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python:
+        with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python, self._image(action):
             beside = _machine(True, lambda: self._tell(step.name, ALONE)) if alone else self._beside_measurements(step.name)
             from edgebuild import heavy
 
             with beside, heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)):
                 folders = os.path.abspath(scratch), os.path.abspath(log)
-                return outputs, self._perform(action, *folders, limits["memory"], limits["time"], python)
+                result = self._perform(action, *folders, limits["memory"], limits["time"], python)
+        for place, role in result.kept.items():
+            self.project.store.copy(inputs[role], f"{scratch}/{place}")
+        return outputs, result
+
+    @contextmanager
+    def _image(self, action: dict[str, Any]) -> Iterator[None]:
+        """What a bundle that is built to an image takes: wheels, whose lock is in the key, and what the image is tried on."""
+        label = action["params"].get("wheels", "")
+        if not label:
+            yield
+            return
+        with self._toolchains.wheels(label.partition(" for ")[0]) as folder, self._toolchains.base() as (base, missing):
+            action["image"] = {"wheels": folder, "base": base, "no_base": missing}
+            yield
 
     def _beside_measurements(self, name: str) -> AbstractContextManager[None]:
         return _machine(False, lambda: self._tell(name, BESIDE))
@@ -260,7 +276,7 @@ class Builder:
         return Result(summary=summary, refused="" if found.chosen else found.why, network="", seconds=seconds, peak_memory=None)
 
     def _climb(self, step: Step, rung: str) -> ladder.Made:
-        """Make one rung's steps true. Raises Refused where the recipe is no use, StepFailed where something else is wrong."""
+        """Make one rung's steps true. Raises Refused where the recipe is no use, PartFailed where something else is wrong."""
         quantize, evaluate = (self.project.steps[f"{verb}:{step.target}.{rung}"] for verb in ("quantize", "evaluate"))
         for one in (quantize, evaluate):
             try:
@@ -268,7 +284,7 @@ class Builder:
             except Refused:
                 raise
             except StepFailed as error:
-                raise StepFailed(f"{one.name} failed: {error}") from error
+                raise PartFailed(one.name, error) from error
         found = {}
         for name, path in (("report", quantize.outputs["report"]), ("measurements", evaluate.outputs["measurements"])):
             with open(path, encoding="utf-8") as file:

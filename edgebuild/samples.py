@@ -346,19 +346,21 @@ def windows(path: Path, session: Session, most: int = MAX_WINDOWS) -> NDArray[np
     if size > MAX_TEXT:
         used = f"{most * WINDOW:,} tokens are used in all"
         raise BadInput(f"{name}: {size:,} bytes of text, over the limit of {MAX_TEXT:,}; {used}")
+    if is_npz(path):
+        raise BadInput(f"{name}: a language model takes UTF-8 text, and this is an archive; give the text as a file")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = f"byte {error.start} is {error.object[error.start]:#04x}"
         raise BadInput(f"{name}: is no UTF-8 text: {byte}; save it as UTF-8") from error
     if "\0" in text:
-        raise BadInput(f"{name}: holds NUL characters, so it is no text")
+        raise BadInput(f"{name}: holds NUL characters, so it is no text; give a text file")
     tokens = session.tokens(text)
     whole = len(tokens) // WINDOW
     if whole < MIN_WINDOWS:
         raise BadInput(
             f"{name}: {len(text):,} characters are {len(tokens):,} tokens, but {MIN_WINDOWS * WINDOW} are the least "
-            f"({MIN_WINDOWS} windows of {WINDOW}) and {most * WINDOW:,} are used where there are so many"
+            f"({MIN_WINDOWS} windows of {WINDOW}) and {most * WINDOW:,} are used where there are so many; give a longer text"
         )
     taken = min(whole, most)
     starts = [i * whole // taken for i in range(taken)]

@@ -1,12 +1,15 @@
 """Steps: one verb on inputs, as frozen data, and the action record that a worker is handed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebuild import digest
+
+if TYPE_CHECKING:
+    from edgebuild.signing import Pair
 
 SOURCES = ".edgebuild/sources"  # outputs below it stay where they lie: links into the Hugging Face cache, never copies
 ACROSS = "agree"  # in place of a target's name: steps that several targets of one model share; no target is called so
@@ -69,7 +72,8 @@ def _key(recipe: str, inputs: tuple[tuple[str, str], ...]) -> str:
 class Action:
     """What a worker is told to do: one verb, its parameters, where its inputs lie and where its outputs go.
 
-    `params` is the recipe's own parameter component: but for `download`, a worker sees nothing that is not in the key.
+    `params` is the recipe's own parameter component: but for `download`, `key` and `image`, a worker sees nothing that is not in the
+    key. `key`: what it signs with, where it does; the recipe holds the digest of its public half.
     A step's input whose role ends in "/" is a folder: here each file in it is an input, its name behind the role.
     """
 
@@ -79,6 +83,20 @@ class Action:
     inputs: Mapping[str, Path]
     outputs: Mapping[str, Path]
     download: "Download | None" = None
+    key: "Pair | None" = None
+    image: "Image | None" = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    """What a bundle that is built to an image is given. `wheels`: of the lock in its recipe.
+
+    `base`: the root file system that it is tried on, which makes no difference to the bundle; else `no_base` says why none is here.
+    """
+
+    wheels: Path
+    base: Path | None
+    no_base: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +114,12 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What an action reports: one line for the terminal, and why what follows must stop (else empty)."""
+    """What an action reports: one line for the terminal, and why what follows must stop (else empty).
+
+    `kept`: path of a file in an output, `model/model.onnx` → the role of the input whose bytes it has. The action does not make
+    it: whoever ran it puts it there, and knows its digest without reading it again.
+    """
 
     summary: str
     refused: str = ""
+    kept: Mapping[str, str] = field(default_factory=dict)

@@ -103,6 +103,15 @@ class Store:
             raise
         self._memo.forget(path)
 
+    def copy(self, source: str, target: str) -> None:
+        """A new file in `scratch()` with the bytes of another one, whose digest is then its own too: neither is hashed again."""
+        sha256 = self._memo.look(source)
+        try:
+            shared = self._reflinks and reflink(source, target)
+        except OSError:  # another file system
+            shared = False
+        self._copy(source, target, 0o644, sha256, shared)
+
     def remove(self, path: str) -> None:
         """Remove a file or directory that a step made; hard links to objects are let go without hashing them again.
 
@@ -240,6 +249,9 @@ class Store:
         shared = self._reflinks = self._reflinks and reflink(source, target)
         if link and not executable and not shared and self._link(sha256, target):
             return
+        self._copy(source, target, mode, sha256, shared)
+
+    def _copy(self, source: str, target: str, mode: int, sha256: str, shared: bool) -> None:
         if not shared:
             shutil.copyfile(source, target)
         os.chmod(target, mode)

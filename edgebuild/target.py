@@ -10,6 +10,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _REPOSITORY = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})@(?P<revision>[\w.-]+)(/(?P<path>.+))?\Z", re.ASCII
 )
+_ADDRESS = re.compile(r"[!-~]+\Z")  # RFC 3986, 2
 _DISTRIBUTION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\Z")  # packaging.python.org, "Names and normalization"
 
 
@@ -37,6 +38,12 @@ class Platform:
     not_measured: str = ""  # why nothing is timed on this machine for this platform
     defaults: Mapping[str, Any] = field(default_factory=dict)  # the same keys as in a target
     facts: Mapping[str, Any] = field(default_factory=dict)  # what bundles state: minimum system versions and the like
+    file: str = field(default="", compare=False)
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)  # as a target's
+
+    def problem(self, key: str, message: str) -> str:
+        """As a target's."""
+        return _problem(self.file, self.lines, key, message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +75,8 @@ class Target:
     weights_limit: int | None
     archive: bool
     require_level: str
+    sign: Mapping[str, str]  # key, cert and pin_env, as written
+    sign_kinds: frozenset[str]  # of all bundles that it was written for: of the target's file, or of the platform
     memory_limit: int | None
     estimates: Mapping[str, int]  # a step's name → the memory that it takes, where the target says it better than an estimate
     time_limit: float
@@ -75,11 +84,7 @@ class Target:
 
     def problem(self, key: str, message: str) -> str:
         """`FILE:LINE: KEY: message`, with the line of the nearest key that stands in the file."""
-        known = key
-        while known and known not in self.lines:
-            known = known.rpartition(".")[0]
-        line = f":{self.lines[known]}" if known else ""
-        return f"{self.file}{line}: {key}: {message}"
+        return _problem(self.file, self.lines, key, message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +121,14 @@ def parse_source(text: str) -> Source:
     return Source(kind="local", path=text)
 
 
+def _problem(file: str, lines: Mapping[str, int], key: str, message: str) -> str:
+    known = key
+    while known and known not in lines:
+        known = known.rpartition(".")[0]
+    line = f":{lines[known]}" if known else ""
+    return f"{file}{line}: {key}: {message}"
+
+
 def _hf(rest: str) -> Source:
     match = _REPOSITORY.match(rest)
     if not match or ".." in match["name"] or not _inside(match["path"] or "x"):
@@ -124,11 +137,15 @@ def _hf(rest: str) -> Source:
 
 
 def _https(address: str) -> Source:
+    if not _ADDRESS.match(address):
+        raise ValueError(
+            "an address is written in ASCII without spaces: %C3%BC for ü and %20 for a space, xn--… in a host's name"
+        )
     try:
         parts = urlsplit(address)
-        host = parts.hostname
-    except ValueError:
-        host = None
+        host = (parts.hostname or "").encode("idna") if parts.port != 0 else b""
+    except ValueError:  # of its brackets, its port, an empty part of the host's name
+        host = b""
     if not host:
         raise ValueError("this is no address such as https://example.org/model.onnx")
     if parts.username or parts.password:

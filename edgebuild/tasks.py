@@ -19,9 +19,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from doit import get_var
+from doit.cmd_base import DodoTaskLoader, DoitCmdBase
+from doit.cmd_run import Run
 from doit.exceptions import InvalidDodoFile, TaskError, TaskFailed
 
-from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, Refused, did_you_mean, shown
+from edgebuild.errors import FAILED, FAULT, INTERRUPTED, OK, EdgebuildError, PartFailed, Refused, UserError, did_you_mean, shown
 from edgebuild.files import locked, write_whole
 from edgebuild.fresh import Fresh, remember
 from edgebuild.journal import Journal
@@ -47,6 +49,10 @@ DOCS = {
     "agree": "hold every artifact of a model against the others on the same inputs",
 }
 COMMANDS = ("run", "list", "info", "clean", "forget", "ignore", "help", "strace", "dumpdb", "tabcompletion", "reset-dep")
+OWN = (  # edgebuild's commands, which doit does not know
+    *("init", "explain", "verify", "gc", "du", "plan", "recommend", "remeasure", "release", "key", "ci", "doctor", "toolchain"),
+    "completion",
+)
 VARIABLES = ("package.version", "strict", "again")
 
 
@@ -69,6 +75,8 @@ class Tasks:
             "reporter": _Reporter(self),
         }
         version, strict = get_var("package.version", None), get_var("strict", "0")
+        if strict not in ("0", "1", "false", "true", ""):
+            raise InvalidDodoFile(f'strict: must be 1 or 0, not "{shown(strict)}"')
         try:
             self.project = Project(version=version, strict=strict not in ("0", "", "false"))
         except EdgebuildError as error:
@@ -197,7 +205,8 @@ class Tasks:
         try:
             self.journal.done(self.builder.run(step))
         except EdgebuildError as error:
-            self.journal.failed(step.name, str(error), time.monotonic() - start)
+            told = f"{error.part} failed" if isinstance(error, PartFailed) else ""  # and why, just before
+            self.journal.failed(step.name, str(error), time.monotonic() - start, told=told)
             return TaskFailed(str(error), report=False)
         except Exception as error:  # noqa: BLE001 - the outer edge: a fault of ours, its traceback in a file
             message = f"unexpected {type(error).__name__}: {error}; the traceback is in {_save_traceback()}"
@@ -267,12 +276,31 @@ class Tasks:
                     continue  # the value of an option
                 if word in (*self.project.names(), *self.project.groups):
                     raise InvalidDodoFile(f'"{word}" is a target, and a task is a verb and a target: doit build:{word}')
-                if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, "build", *DOCS))):
+                if word in OWN:
+                    raise InvalidDodoFile(f'"{word}" is a command of edgebuild: edgebuild {word} …; see edgebuild {word} --help')
+                if word not in (*COMMANDS, *known) and (near := did_you_mean(word, (*COMMANDS, *OWN, "build", *DOCS))):
                     raise InvalidDodoFile(f'there is no command or task "{word}".{near}')
                 continue
             if word not in known and not any(fnmatch(one, word) for one in known):
                 near = did_you_mean(word, known) or did_you_mean(verb, [*DOCS, "build"])
                 raise InvalidDodoFile(f'there is no "{word}"; `doit list` shows the targets.{near}')
+
+
+def asks(words: list[str]) -> list[str]:
+    """`COMMAND --help` as doit knows it."""
+    return ["help", words[0]] if len(words) == 2 and words[0] in COMMANDS and words[1] in ("--help", "-h") else words
+
+
+def check_option(words: list[str]) -> None:
+    """Raises UserError where the words begin with an option that neither a build nor edgebuild has: doit would list its classes."""
+    name = words[0].partition("=")[0] if words else ""
+    options = (*Run.cmd_options, *DoitCmdBase.base_options, *DodoTaskLoader.cmd_options)
+    known = [f"--{word}" for option in options for word in (option.get("long"), option.get("inverse")) if word]
+    if name.startswith("--") and not any(word.startswith(name) for word in known):
+        from edgebuild.completion import OPTIONS
+
+        near = did_you_mean(name, [*OPTIONS, *known])
+        raise UserError(f'there is no option "{shown(name)}"; `edgebuild --help` and `edgebuild help run` show them.{near}')
 
 
 class _Call:

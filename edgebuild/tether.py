@@ -20,7 +20,10 @@ def input_ended() -> bool:
 
 
 def end_with_input() -> None:
-    """Kill this process and its group, which it leads, when its input ends."""
+    """Kill this process and its group, which it leads, when its input ends: at once where it has, before anything keeps a thread waiting."""
+
+    def kill() -> None:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def watch() -> None:
         try:
@@ -28,8 +31,10 @@ def end_with_input() -> None:
                 pass
         except OSError:
             pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
+        kill()
 
+    if input_ended():
+        kill()
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -2,7 +2,8 @@
 
 Locks are shipped as data, `locks/NAME.txt`, in the format of pip's requirement files: all that a backend needs, with hashes for
 every platform. Comments in them say what pip has no word for: `# import: NAME …`, what can be imported where nothing is
-missing; `# build: NAME=VALUE`, the environment of what is built from source.
+missing; `# build: NAME=VALUE`, the environment of what is built from source; `# form: wheels`, that nothing is installed here: the
+wheels themselves are wanted, for an image.
 """
 
 import os
@@ -34,9 +35,15 @@ class Lock:
     pins: Mapping[str, str]
     imports: tuple[str, ...]
     build: Mapping[str, str]
+    wheels: bool  # whether it is a folder of wheels, and no environment
     content: str
     text: str
     digest: str
+
+    @property
+    def interpreter(self) -> str:
+        """What wheels are for: `cp311 x86_64`. Another patch release of Python takes the same ones."""
+        return f"{_tag()} {platform.machine()}"
 
     @property
     def label(self) -> str:
@@ -84,15 +91,16 @@ def read(name: str) -> Lock | None:
     except FileNotFoundError:
         return None
     pins, options, said = _pins(path, lines), [line for line in lines if re.match(r"--?(?!hash=)[a-z]", line)], _said(lines)
-    build = dict(line.split("=", 1) for line in said["build"])
+    build, wheels = dict(line.split("=", 1) for line in said["build"]), said["form"] == ["wheels"]
     text = digest.tagged("lock text", [[line for line in lines if line and not line.startswith("#")], build])
-    here = [sysconfig.get_config_var("SOABI"), platform.machine(), _interpreter()]
+    here = [sysconfig.get_config_var("SOABI"), platform.machine(), _tag() if wheels else _interpreter()]
     return Lock(
         name=name,
         path=path,
         pins=pins,
         imports=tuple(" ".join(said["import"]).split()),
         build=build,
+        wheels=wheels,
         content=digest.tagged("lock", [pins, options, build]),
         text=text,
         digest=digest.tagged("toolchain", [text, here]),
@@ -138,6 +146,10 @@ def _interpreter() -> str:
     return f"{platform.python_implementation()} {platform.python_version()}"
 
 
+def _tag() -> str:
+    return f"{'cp' if platform.python_implementation() == 'CPython' else 'pp'}{sys.version_info[0]}{sys.version_info[1]}"
+
+
 def _pins(path: str, lines: list[str]) -> dict[str, str]:
     from packaging.requirements import InvalidRequirement, Requirement
 
@@ -158,8 +170,8 @@ def _pins(path: str, lines: list[str]) -> dict[str, str]:
 
 
 def _said(lines: list[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"build": [], "import": []}
+    found: dict[str, list[str]] = {"build": [], "import": [], "form": []}
     for line in lines:
-        if (said := re.match(r"#\s*(build|import):\s*(\S.*)", line)) and (said[1] == "import" or "=" in said[2]):
+        if (said := re.match(r"#\s*(build|import|form):\s*(\S.*)", line)) and (said[1] != "build" or "=" in said[2]):
             found[said[1]].append(said[2])
     return found

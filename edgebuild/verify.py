@@ -2,7 +2,7 @@
 
 Only steps whose bytes are promised are run: their verdicts and measurements have no part in a bundle. Nothing is taken from
 the store, from the memo or from `build/`; the reports of conversion and packaging, and the logits of the source, hold measured
-figures and are not compared.
+figures and are not compared. Of a signed file whose bytes differ each time, what its kind says is the same each time is compared.
 """
 
 import json
@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from edgebuild import comparison, progress
 from edgebuild.artifact import Receipt
-from edgebuild.errors import StepFailed, UserError
-from edgebuild.fresh import read_receipt
+from edgebuild.errors import FAILED, OK, StepFailed, UserError, shown
+from edgebuild.fresh import Fresh, read_receipt
 from edgebuild.memo import Memo
 from edgebuild.noop import NOTE, STATE
-from edgebuild.progress import Display
+from edgebuild.process import Workers, collect
 from edgebuild.project import Project
 from edgebuild.run import Builder
 from edgebuild.step import Step
@@ -29,7 +30,7 @@ NOT_COMPARED = ("report", "logits")
 class Compared:
     """An output of a step: how many files were compared, and a sentence for each that differs.
 
-    `changed`: what lies there is not what its step had made.
+    `changed`: what lies there is not what its step had made; `signed`: the files of which all but signatures is equal.
     """
 
     step: str
@@ -37,13 +38,29 @@ class Compared:
     files: int
     differences: tuple[str, ...]
     changed: bool
+    signed: tuple[str, ...] = ()
+
+
+def run(project: Project, target: str) -> int:
+    """→ exit status."""
+    collect(project.store.root)
+    terminal = progress.display(len(steps_of(project, target)))
+    try:
+        builder = Builder(project, Fresh(project), Workers(), tell=terminal.told, watcher=terminal)
+        found = verify(project, target, builder, terminal)
+    finally:
+        terminal.close()
+    print(show(found, target))
+    doubt(project, found)
+    project.memo.save()
+    return FAILED if any(one.differences for one in found) else OK
 
 
 def steps_of(project: Project, target: str) -> list[Step]:
     return [step for step in project.of(target) if step.verb in VERBS and not step.on_demand]
 
 
-def verify(project: Project, target: str, builder: Builder, display: Display) -> list[Compared]:
+def verify(project: Project, target: str, builder: Builder, display: progress.Display) -> list[Compared]:
     """Raises UserError where the target is not built as it stands, StepFailed where a step cannot be rebuilt."""
     steps = steps_of(project, target)
     receipts = _receipts(project, steps)
@@ -53,7 +70,9 @@ def verify(project: Project, target: str, builder: Builder, display: Display) ->
             if not _fetched(project, step):
                 made |= _rebuild(_work(project, step), made, builder, display, f"{scratch}/{step.stem}")
         found = [
-            _compare(step, path, made[path], receipts[step.name]) if path in made else _hold(step, path, receipts[step.name])
+            _compare(step, path, made[path], receipts[step.name], _reader(project, step, name))
+            if path in made
+            else _hold(step, path, receipts[step.name])
             for step in steps
             for name, path in step.outputs.items()
             if name not in NOT_COMPARED
@@ -68,7 +87,8 @@ def show(found: list[Compared], target: str) -> str:
     lines = []
     for one in found:
         files = f"{one.files} file{'' if one.files == 1 else 's'}"
-        lines.append(f"{'different' if one.differences else 'equal':<10} {one.path:<40} {files}")
+        signed = f", but for signatures in {', '.join(map(shown, one.signed))}" if one.signed else ""
+        lines.append(f"{'different' if one.differences else 'equal':<10} {one.path:<40} {files}{signed}")
         lines += [f"  {difference}" for difference in one.differences]
     different = [one for one in found if one.differences]
     if own := [one.step for one in different if not one.changed]:
@@ -127,11 +147,11 @@ def _hold(step: Step, path: str, receipt: Receipt) -> Compared:
         reason = f"{path}: its bytes are not those that were fetched"
     except OSError as error:
         changed, reason = True, f"{path}: is missing" if isinstance(error, FileNotFoundError) else str(error)
-    files = len(_files(memo, path)) if not changed else 0
+    files = len(comparison.files(memo, path)) if not changed else 0
     return Compared(step=step.name, path=path, files=files, differences=(reason,) if changed else (), changed=changed)
 
 
-def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: Display, folder: str) -> dict[str, str]:
+def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: progress.Display, folder: str) -> dict[str, str]:
     """Run one step on what was rebuilt before it; → where its outputs would lie: where they lie now."""
     start = time.monotonic()
     display.started(step.name)
@@ -150,36 +170,28 @@ def _rebuild(step: Step, made: Mapping[str, str], builder: Builder, display: Dis
     return placed
 
 
-def _compare(step: Step, path: str, made: str, receipt: Receipt) -> Compared:
+def _reader(project: Project, step: Step, output: str) -> comparison.Reader:
+    kind = project.recipes[step.recipe]["params"].get("kind", "") if step.verb == "package" else ""
+    return comparison.reader(kind, step.target, archive=output == "archive")
+
+
+def _compare(step: Step, path: str, made: str, receipt: Receipt, read: comparison.Reader) -> Compared:
     memo = Memo("")  # of this comparison alone
-    new = _files(memo, made)
+    new = read(memo, made)
     try:
-        old = _files(memo, path)
+        old = read(memo, path)
     except OSError as error:
         reason = f"{path}: is missing" if isinstance(error, FileNotFoundError) else str(error)
         return Compared(step=step.name, path=path, files=len(new), differences=(reason,), changed=True)
-    names = sorted({*old, *new})
-    differences = tuple(
-        f"{os.path.join(path, name) if name else path}: {difference}"
-        for name in names
-        if (difference := _difference(old.get(name), new.get(name)))
-    )
+    differences = comparison.differences(path, old, new)
     changed = (path, memo.look(path)) not in receipt.outputs.values()
-    return Compared(step=step.name, path=path, files=len(names), differences=differences, changed=changed)
-
-
-def _files(memo: Memo, path: str) -> dict[str, tuple[bool, str]]:
-    """Path below `path`, empty for a file → executable, sha256. Raises OSError for what is missing, a link, no plain file."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        return {name: (executable, sha256) for name, executable, sha256, _ in memo.entries(path)}
-    return {"": (False, memo.look(path))}
-
-
-def _difference(old: tuple[bool, str] | None, new: tuple[bool, str] | None) -> str:
-    if old is None or new is None:
-        return "is missing" if old is None else "is not made by a rebuild"
-    if old[1] != new[1]:
-        return f"sha256 {old[1][:12]}…, rebuilt {new[1][:12]}…"
-    if old[0] != new[0]:
-        return "is executable, rebuilt it is not" if old[0] else "is not executable, rebuilt it is"
-    return ""
+    if changed and not differences:
+        differences = (f"{path}: a signature, or what it covers no more, was changed",)
+    return Compared(
+        step=step.name,
+        path=path,
+        files=len({*old, *new}),
+        differences=differences,
+        changed=changed,
+        signed=comparison.signed_otherwise(old, new),
+    )

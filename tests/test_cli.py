@@ -12,6 +12,8 @@ import jsonschema
 import psutil
 import pytest
 
+from edgebuild import cli, tasks
+from edgebuild.errors import shown
 from tests.conftest import ROOT, TARGET, Lab, ends, write_model
 
 BIN = Path(sys.executable).parent
@@ -54,6 +56,9 @@ def test_list_shows_targets_with_their_descriptions(lab: Lab) -> None:
         (["quantise:one"], 'Did you mean "quantize:one"?'),
         (["build:zz*"], "there is no"),
         (["strct=1"], 'Did you mean "strict"?'),
+        (["strict=no"], 'strict: must be 1 or 0, not "no"'),
+        (["plan", "one"], "edgebuild plan …"),
+        (["exlain", "one"], 'Did you mean "explain"?'),
         (["build:one", "package.version=1.x"], "semantic version"),
     ],
 )
@@ -62,6 +67,38 @@ def test_wrong_words(lab: Lab, words: list[str], hint: str) -> None:
     assert result.returncode == 3
     assert hint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            ["--strct"],
+            'there is no option "--strct"; `edgebuild --help` and `edgebuild help run` show them. Did you mean "--strict"?',
+        ),
+        (["--strict", "plan", "one"], "--strict is for what builds"),
+    ],
+)
+def test_wrong_options(lab: Lab, words: list[str], hint: str) -> None:
+    result = run(lab, *words, program="edgebuild")
+    assert (result.returncode, len(result.stderr.splitlines())) == (3, 1)
+    assert hint in result.stderr
+
+
+def test_options_stand_before_commands_too(lab: Lab) -> None:
+    assert run(lab, "--offline", "explain", "one", program="edgebuild").returncode == 0
+    assert "USAGE\n    edgebuild clean" in run(lab, "clean", "--help", program="edgebuild").stdout
+
+
+def test_who_stops_reading_is_no_fault(lab: Lab) -> None:
+    listed = subprocess.run(
+        ["sh", "-c", f"{BIN / 'edgebuild'} list --all | true"], cwd=lab.root, capture_output=True, text=True, check=True
+    )
+    assert listed.stderr == ""
+
+
+def test_doit_is_told_of_every_command() -> None:
+    assert {*tasks.OWN} == {*cli.COMMANDS} - {*tasks.DOCS}
 
 
 def test_selection(lab: Lab) -> None:
@@ -95,6 +132,8 @@ def test_a_file_of_any_name_fails_alone(lab: Lab, name: str) -> None:
     assert "Traceback" not in result.stderr
     assert (lab.root / "dist" / "one").exists()
     assert "cannot be built: targets/" in run(lab, "list").stdout
+    assert f"\n{shown(name)} " in run(lab, "du", program="edgebuild").stdout
+    assert {one["name"] for one in json.loads(run(lab, "du", "--json", program="edgebuild").stdout)["targets"]} == {name, "one"}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +143,14 @@ def test_a_file_of_any_name_fails_alone(lab: Lab, name: str) -> None:
         ("!abort", "died of SIGABRT"),
         ("!exit", "status 0 and no result"),
         ("!nothing", "no result"),
-        ("!fault", "unexpected RuntimeError: a fault in the framework"),
+        (
+            "!fault",
+            "unexpected RuntimeError: a fault in the framework\n  log: .edgebuild/logs/one/convert.log\n    | RuntimeError: a fault",
+        ),
+        (
+            "!refused",
+            "the framework does not take this model\n  log: .edgebuild/logs/one/convert.log\n    | what the framework prints",
+        ),
         ("!hang", "took longer than its limit of 4 s"),
         ("!memory", "over its limit of 0.40 GB"),
     ],
@@ -241,6 +287,7 @@ def test_a_failing_gate(lab: Lab) -> None:
     evidence = json.loads((lab.root / "build" / "one" / "evidence.json").read_text())
     assert evidence["gates"][0]["verdict"] == "FAIL"
     assert evidence["bundle"]["files"] is None
+    jsonschema.validate(evidence, json.loads((ROOT / "schemas" / "evidence.json").read_text()))
     target.write_text(TARGET + 'gates: {cosine: {min: 2, waive: {reason: "known", until: "2099-01-01"}}}\n')
     result = run(lab)
     assert result.returncode == 0

@@ -27,6 +27,7 @@ def test_what_is_offered(lab: Lab) -> None:
     (lab.root / "targets" / "other.yaml").write_text(TARGET)
     assert {"plan", "doctor", "build:one", "quantize:other", "list", "--strict"} <= offered(lab, "")
     assert offered(lab, "build:o") == {"build:one", "build:other"}
+    assert offered(lab, "o", "--offline", "plan") == {"one", "other"}
     assert offered(lab, "build:", "build:one") == {"build:other"}
     assert offered(lab, "o", "plan") == {"one", "other"}
     assert offered(lab, "--", "plan") == {"--help", "--json"}
@@ -44,6 +45,15 @@ def test_names_come_of_the_plan_and_of_younger_files(lab: Lab) -> None:
     assert offered(lab, "", "plan") == {"one", "one-web", "new", "--help", "--json", "-h"}
     cache.write_text("torn")
     assert offered(lab, "o", "plan") == {"one"}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_what_cannot_be_a_name_is_not_offered(lab: Lab, planned: bool) -> None:
+    for name in ("$(touch gone)", "x;y", "a b", "*", "new\nline", "esc\x1b[31m", "\udcff", "con"):
+        (lab.root / "targets" / f"{name}.yaml").write_text(TARGET)
+    if planned:
+        assert run(lab, "list").returncode == 0
+    assert offered(lab, "", "plan") == {"one", "--help", "--json", "-h"}
 
 
 def test_outside_a_project_and_in_a_broken_one_it_is_silent(lab: Lab, tmp_path: Path) -> None:

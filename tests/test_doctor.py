@@ -90,4 +90,10 @@ def test_accelerators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bool(metal.found) != bool(metal.unavailable)
     program.write_text("#!/bin/sh\necho 'Failed to initialize NVML' >&2; exit 9\n")
     assert accelerators(tmp_path / "none", tmp_path / "none")[0].unavailable == "nvidia-smi says: Failed to initialize NVML"
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert accelerators(tmp_path / "none", tmp_path / "none")[0].unavailable == "nvidia-smi says: nothing, status 9"
+    program.write_text("#!/bin/sh\necho 'a name, with a comma, 1 MiB, 1, 9.0'\n")
+    assert accelerators(tmp_path / "none", tmp_path / "none")[0].found == (
+        "a name, with a comma, 1 MiB, driver 1, compute capability 9.0",
+    )
     assert accelerators(tmp_path / "none", tmp_path / "none")[1].unavailable == f"no {tmp_path}/none/dri here"

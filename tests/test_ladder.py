@@ -14,6 +14,7 @@ import pytest
 from edgebuild import ladder, samples
 from edgebuild.backends import fake
 from edgebuild.errors import BadInput, Refused, StepFailed
+from edgebuild.forecast import ESTIMATED, forecast
 from edgebuild.fresh import Fresh
 from edgebuild.process import Result, Workers
 from edgebuild.project import Project
@@ -286,6 +287,35 @@ def test_what_is_no_fault_of_the_recipe_fails_the_choice(data: Lab, error: Excep
     assert report(data)["rung"] == "coarse"
 
 
+def test_a_refused_recipe_shows_where_its_log_lies_and_the_report_does_not(data: Lab) -> None:
+    write_model(data.root / "model.gguf", "!refuse-coarse")
+    write(data, HOLDS)
+    done = run(data)
+    assert done.returncode == 0
+    assert "with coarse\n  log: .edgebuild/logs/one/quantize.coarse.log" in done.stdout
+    assert "what the framework prints" in (data.root / ".edgebuild/logs/one/quantize.coarse.log").read_text()
+    (row,) = (row for row in report(data)["rungs"] if row["name"] == "coarse")
+    assert row["reason"] == "the framework does not take this model with coarse"
+
+
+def test_why_a_recipe_failed_is_printed_once(data: Lab) -> None:
+    """By its own step; the choice that ran it names that one. last-run.json has the reason of both."""
+    write(data, HOLDS)
+    log = data.root / ".edgebuild" / "logs" / "one" / "quantize.coarse.log"
+    log.mkdir(parents=True)
+    done = run(data)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"  quantize:one.coarse: {log}: Is a directory; nothing was kept",
+        "  choose:one: quantize:one.coarse failed",
+    ]
+    assert last_run(data)["choose:one"] == last_run(data)["quantize:one.coarse"] == "failed"
+    steps = json.loads((data.root / ".edgebuild" / "last-run.json").read_text())["steps"]
+    (reason,) = (step["reason"] for step in steps if step["name"] == "choose:one")
+    assert reason.startswith("quantize:one.coarse failed: ")
+    assert reason.endswith("Is a directory; nothing was kept")
+
+
 def test_where_none_holds_the_build_says_so_and_delivers_nothing(data: Lab) -> None:
     write(data, HOLDS)
     data.build()
@@ -298,6 +328,9 @@ def test_where_none_holds_the_build_says_so_and_delivers_nothing(data: Lab) -> N
     assert not (data.root / "build" / "one" / "gate" / "verdicts.json").exists()  # an earlier build's
     found = evidence(data)
     assert "leave this model unquantized" in found["bundle"]["reason"]
+    os.chdir(data.root)
+    planned = forecast(Project(), "one")
+    assert planned.candidate.basis == ESTIMATED  # nothing was made, which is not a model of no bytes
     assert [row["held"] for row in found["quantization"]["rungs"]] == [False, None, False]
     assert all("snr" in row["values"] for row in found["quantization"]["rungs"] if row["held"] is False)
     assert found["gates"] == []  # those of an earlier build are not this one's

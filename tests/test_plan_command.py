@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgebuild import feasible
+from edgebuild import environment, feasible, toolchain
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS, mlx, onnxruntime
+from edgebuild.bundle import Copies
 from edgebuild.feasible import Disk, Finding, Room
-from edgebuild.forecast import Forecast, forecast
+from edgebuild.forecast import Amount, Forecast, Prospect, forecast
 from edgebuild.project import Project
 from edgebuild.resources import Memory, memory
 from tests.conftest import PLATFORM, ROOT, TARGET, Lab, write_model
@@ -187,6 +188,70 @@ def test_memory_and_disk(lab: Lab) -> None:
     assert found(lab, TARGET + "limits: {memory: 5GB}\n") == {}
 
 
+DIGITS = (
+    f"edgebuild: 1\nmodel: {{source: {ROOT / 'targets' / 'models' / 'digits.onnx'}, task: image-classification}}\n"
+    "platform: generic-cpu\nframework: onnxruntime\nquantize: {scheme: none}\n"
+)
+PACKED = {  # what a target says of its package → copies that are made, and those that are gone afterwards
+    "kind: folder": (2, 0),
+    "kind: onnx": (4, 0),
+    "kind: android": (4, 0),  # once more in the archive, when the unsigned APK is gone
+    "kind: android, archive: false": (2, 1),
+    "kind: firmware": (6, 0),
+    "kind: firmware, archive: false": (3, 2),
+}
+
+
+@pytest.mark.parametrize(("packed", "copies"), PACKED.items())
+def test_disk_for_all_that_packing_makes(lab: Lab, packed: str, copies: tuple[int, int]) -> None:
+    """The APK for tests, images and archives: by what the kind says of itself."""
+    expected = forecast_of(lab, DIGITS + f"package: {{{packed}}}\n")
+    weights = expected.candidate.bytes
+    assert weights
+    package = next(step for step in expected.prospects if step.verb == "package")
+    assert (package.makes.bytes, package.scratch.bytes) == tuple(weights * count for count in copies)
+    makes, scratch = copies
+    (disk,) = feasible.room(Project(), expected).disks
+    assert disk.writes == weights * (1 + max(2 * makes, makes + scratch))  # the artifact; then in the store and in dist/
+
+
+def test_disk_for_wheels_and_images(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a container: its wheels once they are here, and while it is tried an image of gigabytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def packing() -> Prospect:
+        expected = forecast_of(lab, DIGITS + "package: {kind: container, archive: false}\n")
+        return next(step for step in expected.prospects if step.verb == "package")
+
+    package = packing()
+    lock = toolchain.read("container-onnxruntime")
+    assert lock is not None
+    with environment.beside(lock.digest) as path:
+        os.makedirs(f"{path}/wheels")
+        made = environment.Environment(
+            name=lock.name, digest=lock.digest, lock=lock.text, python="", packages=1, bytes=10**8, form="wheels"
+        )
+        environment.put(path, made)
+    then = packing()
+    assert then.makes.bytes == (package.makes.bytes or 0) + 10**8
+    assert then.scratch.bytes == package.scratch.bytes
+    assert (package.scratch.bytes or 0) > 10**9
+
+
+def test_disks_apart() -> None:
+    """Two file systems: what is made lies in the store, copies of it in the project; each at its fullest."""
+
+    def step(verb: str, will: str, makes: int, scratch: int) -> Prospect:
+        amounts = {name: Amount(bytes=size, basis="estimated") for name, size in (("makes", makes), ("scratch", scratch))}
+        unknown = Amount(bytes=None, basis="unknown")
+        return Prospect(name=f"{verb}:t", verb=verb, state="", will=will, ran=False, reason="", memory=unknown, **amounts)
+
+    steps = [step("convert", "restore", 5, 0), step("quantize", "run", 10, 50), step("package", "depends", 20, 25)]
+    assert feasible.writes(steps, 1, 2) == {1: 60, 2: 35}  # quantizing, the store is at its fullest
+    assert feasible.writes(steps, 1, 1) == {1: 60}
+    assert feasible.writes([*steps, step("build", "run", 15, 0)], 1, 1) == {1: 65}
+
+
 def test_the_largest_model_that_fits_does_fit_and_twice_it_does_not() -> None:
     facts = ModelFacts(
         format="huggingface",
@@ -223,7 +288,7 @@ def choice_of(available: int = 10**12) -> Any:
         scheme="int4",
         parameters={"group_size": 64},
         calibrated=False,
-        copies=1,
+        copies=Copies(),
         archived=True,
         gates={},
         not_measured="",

@@ -1,5 +1,6 @@
 """Workers end with whoever started them."""
 
+import json
 import os
 import shutil
 import signal
@@ -69,7 +70,7 @@ def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> N
     worker.stderr.close()
 
 
-def test_the_allocator_is_left_alone_where_a_measurement_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_is_told_to_keep_memory_for_quantizations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgebuild import process
 
     seen: list[dict[str, str]] = []
@@ -78,7 +79,58 @@ def test_the_allocator_is_left_alone_where_a_measurement_is_taken(tmp_path: Path
         seen.append(env)
 
     monkeypatch.setattr(process.Workers, "_begin", begin)
-    for verb in ("convert", "benchmark"):
+    for verb in ("quantize", "convert", "benchmark"):
         process.Workers()._start({"verb": verb}, "record.json", str(tmp_path), None, sys.executable)
     assert process.ALLOCATOR.items() <= seen[0].items()
-    assert not process.ALLOCATOR.keys() & seen[1].keys()
+    assert not process.ALLOCATOR.keys() & {*seen[1], *seen[2]}
+
+
+ENDING = """
+import atexit, ctypes, os, runpy, sys, threading, time
+from edgebuild import gates
+
+class Heavy:
+    def __del__(self):
+        print("taken apart", file=sys.stderr, flush=True)
+
+def run(action):
+    gates.heavy = Heavy()
+    atexit.register(print, "its own end", flush=True)
+    ctypes.CDLL(None).puts(b"held back by C")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("its thread"))).start()
+    raise gates.StepFailed("as it should")
+
+gates.run = run
+sys.argv = ["worker", sys.argv[1]]
+runpy.run_module("edgebuild.worker", run_name="__main__")
+"""
+
+
+def test_one_that_has_done_its_work_is_not_taken_apart(tmp_path: Path) -> None:
+    """Its threads and its frameworks' own ends are waited for, and nothing printed is lost."""
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"root": "/", "verb": "gate", "backend": "", "params": {}, "inputs": {}, "outputs": {}}))
+    done = subprocess.run([sys.executable, "-c", ENDING, record], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["held back by C", "its own end", "its thread"]
+    assert json.loads((tmp_path / "result.json").read_text())["error"] == "as it should"
+    record.write_text("no record")
+    done = subprocess.run([sys.executable, "-c", ENDING, record], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1][:15]) == (1, "json.decoder.JS")
+
+
+def test_one_whose_parent_is_gone_does_nothing_more() -> None:
+    """Not even while no other thread gets its turn, as where a framework is imported."""
+    script = "import sys; from edgebuild import tether; sys.setswitchinterval(60); tether.end_with_input(); print('it lives', flush=True)"
+    done = subprocess.run([sys.executable, "-c", script], input=b"", capture_output=True, start_new_session=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
+@pytest.mark.parametrize(("verb", "found"), [("evaluate", "False"), ("package", "False"), ("convert", "True")])
+def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, found: str) -> None:
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"verb": verb}))
+    look = "worker.perform = lambda record: worker.Outcome(summary=str('torch' not in sys.modules))"
+    script = f"import sys; from edgebuild import worker; {look}; sys.exit(worker.main(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", script, record], stdin=subprocess.PIPE, timeout=60, check=True)
+    assert json.loads((tmp_path / "result.json").read_text())["summary"] == found

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgebuild import intervals, quality, samples
+from edgebuild import answers, intervals, language, likeness, quality, samples
 from edgebuild.backend import Backend
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
@@ -68,23 +68,23 @@ def test_tango_is_symmetric() -> None:
 def test_divergence_by_hand() -> None:
     """½ ln 2 + ½ ln ⅔, and ¼ ln ½ + ¾ ln 3/2 the other way round."""
     p, q = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
-    assert quality.divergence(p, q).tolist() == [pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))]
-    assert quality.divergence(q, p).tolist() == [pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))]
-    assert quality.divergence(p, p).tolist() == [0.0]
+    assert likeness.divergence(p, q).tolist() == [pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))]
+    assert likeness.divergence(q, p).tolist() == [pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))]
+    assert likeness.divergence(p, p).tolist() == [0.0]
 
 
 def test_divergence_survives_float16() -> None:
     generator = np.random.default_rng(1)
     logits = generator.normal(0, 3, (200, 5000))
     exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    found = quality.divergence(exact.astype(np.float16), exact)
+    found = likeness.divergence(exact.astype(np.float16), exact)
     assert found.mean() < 2e-6
-    assert quality.divergence(exact.astype(np.float16), exact.astype(np.float16)).max() == 0
+    assert likeness.divergence(exact.astype(np.float16), exact.astype(np.float16)).max() == 0
 
 
 def test_snr_by_hand() -> None:
-    assert quality.snr(1 / 25) == pytest.approx(13.9794, abs=1e-4)
-    assert quality.snr(0.0) == quality.snr(1e-30) == 150.0
+    assert answers.snr(1 / 25) == pytest.approx(13.9794, abs=1e-4)
+    assert answers.snr(0.0) == answers.snr(1e-30) == 150.0
 
 
 def test_the_bootstrap_covers_what_it_says() -> None:
@@ -419,7 +419,7 @@ def test_language_models_that_are_no_one_model(tmp_path: Path) -> None:
 def test_a_language_model_wants_text(tmp_path: Path) -> None:
     np.savez(tmp_path / "eval.npz", x=np.zeros(1))
     table(tmp_path / "a.npy")
-    with pytest.raises(StepFailed, match=r"eval\.npz: a text-generation model is evaluated on UTF-8 text"):
+    with pytest.raises(StepFailed, match=r"eval\.npz: a language model takes UTF-8 text, and this is an archive"):
         Case(tmp_path, ONE_VIEW, "text-generation", tmp_path / "eval.npz").baseline(tmp_path / "a.npy")
     (tmp_path / "eval.txt").write_text(TEXT)
     with pytest.raises(StepFailed, match=r"eval\.txt: is no \.npz file"):
@@ -427,5 +427,5 @@ def test_a_language_model_wants_text(tmp_path: Path) -> None:
 
 
 def test_the_limit_on_text_is_kept_by_the_second_view() -> None:
-    assert quality.SECOND_VIEW_TOKENS <= 1000
-    assert quality.SECOND_VIEW_TOKENS // samples.WINDOW == samples.MIN_WINDOWS
+    assert language.SECOND_VIEW_TOKENS <= 1000
+    assert language.SECOND_VIEW_TOKENS // samples.WINDOW == samples.MIN_WINDOWS

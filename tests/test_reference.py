@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from edgebuild import reference
+from edgebuild import original, reference
 from edgebuild.project import Project
 from edgebuild.step import Action
 from tests.backends.phi3 import MODEL, copied, edit, inputs
@@ -56,15 +56,34 @@ def test_plan_names_both_toolchains(project: Path) -> None:
     labels = [planned.recipes[planned.steps[f"{verb}:by-openvino"].recipe]["toolchain"].get("lock", "") for verb in STEPS]
     assert [one["name"] for one in found["toolchains"]] == [label.partition(" ")[0] for label in labels if label]
     (step,) = (one for one in found["steps"] if one["verb"] == "reference")
-    assert step["memory"]["bytes"] == reference.IMPORTED + 4 * 4_196_608
+    assert step["memory"]["bytes"] == original.IMPORTED + 4 * 4_196_608
 
 
 def test_what_transformers_does_not_know_is_said(tmp_path: Path) -> None:
     source = copied(tmp_path / "source", golden=False)
     edit(source / "config.json", lambda config: config.update(model_type="own"))
     out = tmp_path / "logits.safetensors"
-    done = reference.run(Action(verb="reference", backend="", params={}, inputs=inputs(source), outputs={"logits": out}))
+    done = original.run(Action(verb="reference", backend="", params={}, inputs=inputs(source), outputs={"logits": out}))
     assert done.summary == "transformers has no language model of type 'own', and no golden.safetensors lies beside the model"
     with safe_open(out, "np") as file:
         assert list(file.keys()) == []
         assert file.metadata() == {"reason": f"conversion unverified: {done.summary}"}
+
+
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [
+        ({"max_position_embeddings": 4096, "sliding_window": None, "rope_parameters": {"rope_type": "default"}}, []),
+        ({"max_position_embeddings": 4096, "sliding_window": 128}, [192]),
+        ({"max_position_embeddings": 150, "sliding_window": 128}, [150]),
+        ({"max_position_embeddings": 64, "sliding_window": 32}, []),
+        ({"max_position_embeddings": 32768, "sliding_window": 4096}, []),  # longer than what is run
+        ({"text_config": {"max_position_embeddings": 4096, "sliding_window": 512}}, [576]),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": 4.0}}, [640]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}, "sliding_attention": {"rope_type": "default"}}}, [640]),
+    ],
+)
+def test_a_second_text_is_as_long_as_what_the_config_names(tmp_path: Path, config: dict[str, object], lengths: list[int]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert original.longer({"model/config.json": path}) == lengths

@@ -212,10 +212,14 @@ def test_a_short_text_is_used_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "0 characters are 0 tokens, but 512 are the least (2 windows of 256) and 4,096 are used"),
+        (
+            b"",
+            "0 characters are 0 tokens, but 512 are the least (2 windows of 256) and 4,096 are used where there are so many; give a longer text",
+        ),
         (b"word " * 60, "300 characters are 300 tokens"),
         (b"gr\xfcn" * 400, "is no UTF-8 text: byte 2 is 0xfc; save it as UTF-8"),
         (b"a\0b" * 400, "holds NUL characters"),
+        (b"PK\x03\x04" + bytes(2000), "a language model takes UTF-8 text, and this is an archive; give the text as a file"),
     ],
 )
 def test_bad_texts(content: bytes, expected: str, tmp_path: Path) -> None:

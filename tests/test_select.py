@@ -16,7 +16,7 @@ from edgebuild.accelerators import Accelerators, accelerators
 from edgebuild.assessment import look
 from edgebuild.backend import Backend, Estimate, ModelFacts, Needs
 from edgebuild.backends import BACKENDS, mlx
-from edgebuild.fit import Fit, Misfit, Wanted, choose
+from edgebuild.fit import Fit, Misfit, Wanted, choose, written
 from edgebuild.project import Project
 from edgebuild.recommend import DEVICES, Asked, recommend
 from edgebuild.select import Choice, Refused
@@ -205,6 +205,8 @@ def test_what_edgebuild_does_not_have() -> None:
     ) as caught:
         chosen(wanted("intel"), {"mlx": ALL["mlx"]})
     assert caught.value.key == "framework"
+    with pytest.raises(Misfit, match=r"\((\w+, )+\w+: has no scheme q4_k_m; it has: int4, int8, none\); name one"):  # said once
+        chosen(wanted("intel", OTHER, scheme="q4_k_m"))
 
 
 def test_constraints_of_the_target() -> None:
@@ -316,7 +318,8 @@ def test_every_platform_builds_or_says_why_not(lab: Lab) -> None:
     os.chdir(lab.root)
     project = Project()
     for name in names:
-        assert f"p-{name}" in project.targets or "model.source: " in project.problems[f"p-{name}"], project.problems
+        reasons = ("model.source: ", "platform: cortex-m: emlearn takes chains of Gemm")
+        assert f"p-{name}" in project.targets or any(reason in project.problems[f"p-{name}"] for reason in reasons)
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------
@@ -327,14 +330,52 @@ def run(*words: str, status: int = 0, folder: Path = ROOT) -> str:
     return done.stdout + done.stderr
 
 
+def test_settings_are_told_as_a_target_says_them() -> None:
+    backend = BACKENDS["mlx"]
+    layers = backend.parameters("int4", {"layers": {"lm_head": "int8"}}, False)
+    assert written(backend, "int4", layers) == "int4, group_size 64, layers {lm_head: int8}"
+    backend = BACKENDS["openvino"]
+    ratio = backend.parameters("int4", {"ratio": 0.5, "symmetric": True, "exclude": ["Conv"]}, False)
+    assert written(backend, "int4", ratio) == "int4, group_size 64, symmetric, ratio 0.5, exclude [Conv]"
+    assert written(backend, "none", {}) == "none"
+
+
 def test_the_command(tmp_path: Path) -> None:
     lines = run(PHI, "--platform", "macos", folder=tmp_path).splitlines()
     assert lines[0] == "for text-generation on macos (apple)"
     assert lines[1] == "choice      mlx: Metal and unified memory (hardware matrix, Apple silicon)"
     assert lines[2] == "quantize    int4, group_size 64"
     assert "operators that fall back: not asked: no such device here" in "\n".join(lines)
+    plain = run(DIGITS, "--platform", "web", "--task", OTHER, folder=tmp_path).splitlines()
+    assert plain[2] == "quantize    int8, method dynamic"  # a backend's own settings are in no target
     named = run(PHI, "--platform", "ios", folder=tmp_path)
     assert "ios names mlx" in named
+
+
+def test_it_recommends_nothing_that_the_platforms_bundle_refuses() -> None:
+    """On `cortex-m` chains of Gemm alone: what a target that says `framework: auto` is told too."""
+    mlp = str(ROOT / "targets/models/digits-mlp.onnx")
+    text, status = recommend(Asked(model=mlp, platform="cortex-m", task=OTHER), str(ROOT), as_json=True)
+    found = json.loads(text)
+    assert (status, found["choice"]["framework"], found["quantize"]) == (0, "onnxruntime", {"scheme": "none"})
+    refused = {one["framework"]: one["reason"] for one in found["choice"]["refused"]}
+    assert "the framework is openvino; name framework: onnxruntime" in refused["openvino"]
+    text, status = recommend(Asked(model=DIGITS, platform="cortex-m", task=OTHER), str(ROOT), as_json=False)
+    assert status == 1
+    assert (
+        "onnxruntime: emlearn takes chains of Gemm and activations (Relu, Sigmoid, Tanh, Softmax), and this model has Conv"
+        in text
+    )
+
+
+def test_auto_takes_what_the_device_takes(lab: Lab) -> None:
+    target = "edgebuild: 1\nmodel: {{source: {}, task: " + OTHER + "}}\nplatform: cortex-m\nframework: auto\n"
+    for name, model in (("chain", ROOT / "targets/models/digits-mlp.onnx"), ("other", DIGITS)):
+        (lab.root / "targets" / f"{name}.yaml").write_text(target.format(model))
+    os.chdir(lab.root)
+    project = Project()
+    assert project.recipes[project.steps["convert:chain"].recipe]["backend"] == "onnxruntime"
+    assert "onnxruntime: cortex-m: emlearn takes chains of Gemm" in project.problems["other"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgebuild import quality
+from edgebuild import quality, tensors
 from edgebuild.errors import StepFailed
 from edgebuild.project import Project
 from edgebuild.step import Action
@@ -95,7 +95,7 @@ def test_steps_of_a_sequence_are_not_independent(tmp_path: Path) -> None:
     """One wrong sequence of twenty: the interval is that of twenty units, not of a hundred steps."""
     flips = np.zeros((20, 5), bool)
     flips[0] = True
-    clustered, single = quality._share(flips), quality._share(flips.reshape(-1))
+    clustered, single = tensors._share(flips), tensors._share(flips.reshape(-1))
     assert clustered is not None
     assert single is not None
     assert clustered[1] > single[1] * 1.2

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import trustme
+from huggingface_hub import constants
 
-from edgebuild import fsck, gc, reference
+from edgebuild import fsck, gc, original
 from edgebuild.backend import Needs
 from edgebuild.errors import StepFailed
 from edgebuild.forecast import forecast
@@ -75,6 +76,7 @@ def hub(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[L
     with serve(dict(REPOSITORY)) as (loopback, address):
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read once, at whichever test's first import
         monkeypatch.setenv("HF_ENDPOINT", address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         target(lab, PHI)
@@ -97,13 +99,13 @@ def test_a_repository_is_read_where_the_cache_has_it(lab: Lab, hub: Loopback, tm
 def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     known = golden(ROOT / "targets/models/tiny-phi3")
 
-    def by_transformers(model: Path, tokens: object) -> tuple[object, object]:
+    def by_transformers(model: Path, *texts: object) -> list[tuple[object, object]]:
         assert not list(model.rglob("*.py"))
         assert "auto_map" not in (model / "config.json").read_text()
-        return known.tokens, known.logits
+        return [(known.tokens, known.logits)]
 
-    monkeypatch.setattr(reference, "by_transformers", by_transformers)
-    monkeypatch.setattr(reference, "NEEDS", Needs(lock="this interpreter's", packages=("transformers",)))
+    monkeypatch.setattr(original, "by_transformers", by_transformers)
+    monkeypatch.setattr(original, "NEEDS", Needs(lock="this interpreter's", packages=("transformers",)))
     for step in ("fetch:one", "assess:one"):
         assert run(lab, step).outcome == "ran"
     project = Project()
@@ -185,7 +187,14 @@ def test_a_slow_hub_shows_how_far_it_is(lab: Lab, hub: Loopback) -> None:
     run(lab, moved=moved)
     total = sum(len(REPOSITORY[name]) for name in (*MODEL, "LICENSE.txt"))
     assert any(0 < here < total for _, here, _ in moved)
-    assert moved[-1][2] == total
+    assert moved[-1] == ("fetch:one", total, total)
+
+
+def test_how_far_a_quick_hub_came_is_told_too(lab: Lab, hub: Loopback) -> None:
+    moved: list[tuple[str, int, int | None]] = []
+    run(lab, moved=moved)
+    total = sum(len(REPOSITORY[name]) for name in (*MODEL, "LICENSE.txt"))
+    assert moved[-1] == ("fetch:one", total, total)
 
 
 def test_a_cut_connection_is_resumed(lab: Lab, hub: Loopback) -> None:
@@ -354,14 +363,29 @@ def test_a_server_without_ranges(lab: Lab, site: Loopback) -> None:
         ("404", "404 Not Found; there is no such file (any more)"),
         ("401", "it asks for an account"),
         ("redirect http://127.0.0.1:9/m.gguf", "which is not https; not followed"),
-        ("redirect /m.gguf", "redirect"),
+        ("redirect /m.gguf", "redirected"),
+        ("redirect https://[::1/m.gguf?secret", "redirected to what is no address; not followed"),
+        ("redirect https://a..b/m.gguf?secret", "redirected to what is no address; not followed"),
+        ("redirect file:///m.gguf?secret", "or to what is not https; not followed"),
+        ("raw 404", "m.gguf: the server says 404; there is no such file (any more)"),
+        ("raw 404 \x1b[31mred\x07", r"the server says 404 \x1b[31mred\x07; there is"),
+        ("raw 401 " + "x" * 5000, "x; it asks for an account"),
     ],
 )
 def test_a_server_that_refuses(lab: Lab, site: Loopback, fault: str, says: str) -> None:
     site.faults["m.gguf"] = fault
     message = fails(lab)
     assert says in message
+    assert site.tokens[0] in message  # which port it was, too
     assert "secret" not in message
+    assert len(message) < 700
+
+
+def test_numbers_that_are_none(lab: Lab, site: Loopback) -> None:
+    site.faults["m.gguf"] = "raw 200 OK\r\nContent-Length: \xb2"
+    assert "its 0 bytes have the sha256" in fails(lab)
+    site.faults["m.gguf"] = "raw 503 Busy\r\nRetry-After: \xb2 once"
+    assert run(lab).outcome == "ran"
 
 
 def test_an_endless_file_is_cut_off(lab: Lab, site: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +447,11 @@ def test_a_distribution_is_watched(lab: Lab) -> None:
         "package:magika",
         "package:magika/",
         "https://[x/m.onnx",
+        "https://example.org:99999/m.onnx",
+        "https://example.org:abc/m.onnx",
+        "https://example..org/m.onnx",
+        "https://example.org/bücher.onnx",
+        "https://example.org/a b.onnx",
     ],
 )
 def test_names_that_are_none(text: str) -> None:

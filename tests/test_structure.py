@@ -113,6 +113,8 @@ def test_every_backend_and_edgebuild_itself_is_in_a_lock() -> None:
     for name in toolchain.names():
         lock = toolchain.read(name)
         assert lock is not None
+        if lock.wheels:
+            continue  # for an image, in which nothing of edgebuild is
         for line in project["dependencies"]:
             wanted = Requirement(line)
             assert wanted.specifier.contains(lock.pinned(wanted.name) or "0"), f"{name}: {line}"

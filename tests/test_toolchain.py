@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ import jsonschema
 import psutil
 import pytest
 
-from edgebuild import digest, toolchain
+from edgebuild import baseimage, digest, du, environment, equip, gc, toolchain
 from edgebuild.errors import UserError
 from edgebuild.files import locked
+from edgebuild.files import mine as mine_name
 from edgebuild.project import Project
+from edgebuild.provide import Toolchains, Unwatched
 from tests.conftest import ROOT, Lab, ends, make_lab
 from tests.wheels import OURS, Index, index, wheel
 
@@ -69,11 +73,35 @@ def test_install_list_remove(packages: Index) -> None:
     assert packages.run("toolchain", "remove", "tools").stdout == "tools is not installed\n"
 
 
+def test_a_lock_of_wheels_installs_nothing(packages: Index) -> None:
+    """They are downloaded as an index has them, by their hashes, and are no environment."""
+    packages.lock("image", "tiny", "small", head="# form: wheels\n")
+    done = packages.run("toolchain", "install", "image")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (place,) = packages.made()
+    assert sorted(path.name for path in place.iterdir()) == ["edgebuild.json", "wheels"]
+    assert json.loads((place / "edgebuild.json").read_text())["form"] == "wheels"
+    files = packages.loopback.files
+    assert isinstance(files, dict)
+    assert {path.name: path.read_bytes() for path in (place / "wheels").iterdir()} == {
+        name: files[f"files/{name}"] for name in ("small-1.0-py3-none-any.whl", "tiny-1.0-py3-none-any.whl")
+    }
+    assert "is there" in packages.run("toolchain", "install", "image").stdout
+    packages.add("tiny", "1.1", {"tiny.py": b"VALUE = 2\n"})
+    packages.lock("image", "tiny", "small", head="# form: wheels\n")
+    files["files/tiny-1.1-py3-none-any.whl"] = b"PK"
+    refused = packages.run("toolchain", "install", "image")
+    assert refused.returncode == 1
+    assert "which are refused" in refused.stdout + refused.stderr
+    assert packages.made() == [place]
+    assert packages.left() == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["install"], "name a toolchain, or --all; there are: tools"),
-        (["install", "tols"], 'there is no toolchain "tols"; there are: tools. Did you mean "tools"?'),
+        (["install"], "name a toolchain, or --all; there are: tools, base"),
+        (["install", "tols"], 'there is no toolchain "tols"; there are: tools, base. Did you mean "tools"?'),
         (["remove", "tools", "--all"], "give names of toolchains or --all, not both"),
         (["instal", "tools"], "invalid choice"),
     ],
@@ -241,7 +269,8 @@ def test_a_package_that_cannot_be_imported_is_not_kept(packages: Index) -> None:
 
 
 def test_offline_says_what_is_missing(packages: Index) -> None:
-    for words in (["toolchain", "install", "tools", "--offline"], ["toolchain", "install", "tools"]):
+    install = ["toolchain", "install", "tools"]
+    for words in ([*install, "--offline"], ["--offline", *install], ["toolchain", "install", "--offline", "tools"], install):
         done = packages.run(*words, EDGEBUILD_OFFLINE="" if "--offline" in words else "1")
         assert done.returncode == 1
         assert "and the toolchain tools (tiny 1.0, small 1.0, little 1.0) is not in " in done.stderr
@@ -445,7 +474,10 @@ def test_a_lock_is_in_the_keys_of_its_own_backend_alone(monkeypatch: pytest.Monk
     assert before.keys() == after.keys()
     answers = {name for name in changed if name.startswith("answer:")}  # of its artifact, for `agree:digits`
     assert answers == {"answer:digits.candidate.web-digits"}
-    assert {name.split(":")[1].split(".")[0] for name in changed - answers} == {"web-digits"}
+    assert {name.split(":")[1].split(".")[0] for name in changed - answers} == {
+        *("web-digits", "android-digits", "board-digits", "container-digits", "mcu-digits")
+    }
+    assert "package:mcu-digits" not in changed  # it has a toolchain of its own
     assert {"convert:web-digits", "evaluate:web-digits", "package:web-digits"} <= changed
     assert changed.isdisjoint({"fetch:web-digits", "assess:web-digits", "gate:web-digits"})
 
@@ -521,6 +553,124 @@ def test_gc_removes_toolchains_of_other_locks_and_du_counts_them(packages: Index
     assert old not in packages.made()
     assert len(packages.made()) == 1
     assert set(outcomes_of(packages, fake).values()) == {"fresh"}
+
+
+def put(name: str, lock: str, file: str, form: str) -> Path:
+    """What was made of a lock of this text, one file of five bytes."""
+    named = digest.of_bytes(f"{name} {lock}".encode())
+    with environment.lock(named, lambda: None, alone=True), environment.beside(named) as path:
+        Path(path, file).parent.mkdir(parents=True)
+        Path(path, file).write_bytes(b"12345")
+        python = "CPython 3.11.4"
+        made = environment.Environment(name=name, digest=named, lock=lock, python=python, packages=1, bytes=5, form=form)
+        return Path(environment.place(environment.put(path, made).digest))
+
+
+def make_base() -> str:
+    """As a build makes it; → its path."""
+
+    def mmdebstrap(words: Sequence[str], environment: Mapping[str, str], told: Callable[[str], None]) -> int:
+        Path(words[-1]).write_bytes(b"tar")
+        return 0
+
+    with Toolchains(mmdebstrap, Unwatched(), lambda name: nullcontext()).base() as (path, missing):
+        assert (missing, Path(path).read_bytes()) == ("", b"tar")
+    return path
+
+
+def test_wheels_and_base_images_are_kept_as_toolchains_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another lock, or damaged, they go with `gc`, unless a build uses them; what is shipped, and half-made by who lives, stays."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGEBUILD_OFFLINE")
+    monkeypatch.setattr(baseimage, "why_not", lambda: "")
+    lock = toolchain.read("container-onnxruntime")
+    assert lock is not None
+    mine, old = (put(lock.name, text, "wheels/a.whl", "wheels") for text in (lock.text, "another"))
+    with monkeypatch.context() as patch:
+        patch.setattr(baseimage, "SUITE", "bullseye")
+        old_base = Path(make_base()).parent
+    base = Path(make_base()).parent
+    damaged = put("tools", "any", "bin/python", "toolchain")
+    (damaged / environment.MARKER).unlink()
+    half, dead = (damaged.with_name(f".tmp-{who}-x") for who in (mine_name(), "1.1"))
+    half.mkdir()
+    dead.mkdir()
+    os.chdir(make_lab(tmp_path / "project").root)
+    found = {one.digest: (one.form, one.name, one.current) for one in du.usage(Project()).toolchains}
+    assert found == {
+        mine.name: ("wheels", "container-onnxruntime", True),
+        old.name: ("wheels", "container-onnxruntime", False),
+        base.name: ("base image", "base", True),
+        old_base.name: ("base image", "base", False),
+        damaged.name: ("toolchain", "(damaged)", False),
+    }
+    rows = [line.split() for line in equip.show()]
+    assert ["base", "4", "installed", "3", "B"] in [row[:5] for row in rows]
+    assert [row[2:5] for row in rows if row[0] == "container-onnxruntime" and row[2] != "not"] == [
+        ["of", "another", "lock"],
+        ["of", "CPython", "3.11.4"],
+    ]
+
+    def collected() -> str:
+        return gc.show(gc.collect(Project(), 0, None, False, lambda: None), False)
+
+    with environment_lock(old), environment_lock(old_base):
+        assert "the wheels" not in (said := collected())
+        assert "the base image" not in said
+        assert "removed   the toolchain (damaged) of another lock: 5 B" in said
+    assert not damaged.exists()
+    said = collected()
+    assert "removed   the wheels container-onnxruntime of another lock: 5 B" in said
+    assert "removed   the base image base of another lock: 3 B" in said
+    assert {path.name for path in base.parent.iterdir() if path.is_dir()} == {mine.name, base.name, half.name}
+    assert equip.drop(["base", "tools"]) == ["removed base: 3 B", "tools is not installed"]
+    assert not base.exists()
+
+
+def test_a_base_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(baseimage, "why_not", lambda: "")
+    toolchains = Toolchains(lambda words, environment, told: 1, Unwatched(), lambda name: nullcontext())
+    with toolchains.base() as (path, missing):
+        assert (path, missing) == ("", "offline")
+    monkeypatch.delenv("EDGEBUILD_OFFLINE")
+    with toolchains.base() as (path, missing):
+        assert (path, missing) == ("", "mmdebstrap cannot make a base image of Debian bookworm: it says nothing")
+    assert [path.name for path in tmp_path.rglob("*") if path.suffix != ".lock"] == ["edgebuild", "toolchains"]
+
+
+def test_the_base_is_installed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what mmdebstrap says where it fails, and why it is not asked; not by --all, which takes what needs no root."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(toolchain, "names", list[str])
+    program = tmp_path / "bin" / "mmdebstrap"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def typed(*words: str, script: str = "") -> tuple[int, str]:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        parser = ArgumentParser()
+        equip.takes(parser)
+        return equip.run(parser.parse_args(words)), "".join(capsys.readouterr())
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "the base image cannot be made here: not run as root; it takes root, a" in typed("install", "base")[1]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "the base image cannot be made here: offline; " in typed("install", "base")[1]
+    monkeypatch.delenv("EDGEBUILD_OFFLINE")
+    status, said = typed("install", "base", script="echo E: no mirror; exit 1")
+    assert (status, "mmdebstrap cannot make a base image of Debian bookworm: E: no mirror" in said) == (1, True)
+    assert typed("install", "--all", script="exit 1") == (0, "")
+    assert [line.split() for line in typed("list")[1].splitlines()[1:]] == [["base", "4", "not", "installed"]]
+    status, said = typed("install", "base", script='for last; do :; done; printf tar >"$last"')
+    assert (status, " ran " in said, "4 packages, 3 B" in said) == (0, True, True)
+    assert " is there " in typed("install", "base", script="exit 1")[1]
+    assert typed("list")[1].splitlines()[1].split()[:5] == ["base", "4", "installed", "3", "B"]
+    assert typed("remove", "base") == (0, "removed base: 3 B\n")
+    assert typed("remove", "base") == (0, "base is not installed\n")
 
 
 def environment_lock(place: Path) -> AbstractContextManager[None]:
@@ -617,6 +767,30 @@ def test_a_line_that_pins_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     write(monkeypatch, tmp_path, f"# fine\n{line}\n")
     with pytest.raises(UserError, match=r"some\.txt:2: .* is no pinned package"):
         toolchain.read("some")
+
+
+def test_what_a_ci_restores_is_taken_where_its_interpreter_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links and all; what came in part, or of another digest, or of a Python that is gone, is no environment."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name, interpreter = "a" * 64, tmp_path / "python3"
+    shutil.copy("/bin/sh", interpreter)
+    made = tmp_path / "made"
+    (made / "bin").mkdir(parents=True)
+    (made / "bin" / "python").symlink_to(interpreter)
+    about = environment.Environment(name="tools", digest=name, lock="", python="", packages=1, bytes=1)
+    (made / environment.MARKER).write_text(json.dumps(asdict(about)))
+
+    def restored(digest: str) -> bool:
+        shutil.copytree(made, environment.place(digest), symlinks=True)
+        return environment.whole(digest)
+
+    assert restored(name)
+    assert not restored("b" * 64)
+    Path(environment.place(name), environment.MARKER).write_text('{"name":')
+    assert not environment.whole(name)
+    shutil.rmtree(environment.place(name))
+    interpreter.unlink()
+    assert not restored(name)
 
 
 def test_environments_are_named_by_a_digest(packages: Index) -> None:

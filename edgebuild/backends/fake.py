@@ -56,7 +56,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     text += os.urandom(8).hex() if text == "!random" else ""
     _write(action, {"text": text, "version": _version(), "scheme": "none"})
     action.outputs["report"].write_text("{}", encoding="utf-8")
-    return Outcome(summary=f"{len(text)} characters")
+    return Outcome(summary=f"{len(text)} characters", kept={"model/source.gguf": "model"} if text.startswith("!kept") else {})
 
 
 def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
@@ -68,6 +68,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     calibration = action.inputs.get("calibration")
     seen = hashlib.sha256(calibration.read_bytes()).hexdigest() if calibration else ""
     if payload["text"] == f"!refuse-{action.params.get('method')}":
+        print("what the framework prints", flush=True)
         raise StepFailed(f"the framework does not take this model with {action.params['method']}")
     settings = {key: action.params[key] for key in ("scheme", "group_size", "samples", "noise") if key in action.params}
     _write(action, {**payload, **settings, "calibration": seen, "version": _version()})
@@ -138,6 +139,9 @@ def _misbehave(text: str, action: Action) -> None:
     elif text == "!nothing":
         action.outputs["report"].unlink(missing_ok=True)
         raise SystemExit(0)
+    elif text == "!refused":
+        print("what the framework prints", flush=True)
+        raise StepFailed("the framework does not take this model")
     elif text == "!fault":
         raise RuntimeError("a fault in the framework")
     elif text == "!child":

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, said
 from edgebuild.formats import gguf
 from edgebuild.importance import Importance
 from edgebuild.step import Action, Outcome
@@ -51,6 +50,8 @@ SCHEMES: Mapping[str, Sequence[str]] = dict.fromkeys(BITS, ("imatrix",))
 LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"native": "the file as it is, on the CPU"}
 FILE = "model.gguf"
+# The architectures whose scaled positions may be a longrope: of these its converter writes the factors.
+LONGROPE = ("MiniCPM3ForCausalLM", "MiniCPMForCausalLM", "Phi3ForCausalLM", "PhiMoEForCausalLM")
 CONVERTER = "converter/convert_hf_to_gguf.py"  # beside llama_cpp's modules: llama.cpp's own script, of the same sources
 FLOATS = ("F32", "F16", "BF16", "F64")  # GGUF's types that are not quantized
 # Bytes of memory; fitted on Phi-3 of 0.65 to 3.8 billion parameters: the converter maps weights and holds a tensor at a time.
@@ -89,6 +90,8 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.architecture not in _architectures():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
         return f"{code}llama.cpp's converter knows no language model {facts.architecture!r}; name another framework"
+    if facts.architecture not in LONGROPE and any(one["rope_type"] == "longrope" for one in facts.scaled):
+        return f"its positions are scaled by longrope, whose factors llama.cpp's converter does not write of {facts.architecture}; name another framework"
     return ""
 
 
@@ -124,16 +127,15 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     """One GGUF file: of a Hugging Face folder by llama.cpp's converter, in 16 bits; of a GGUF the same bytes."""
     out = action.outputs["model"]
     out.mkdir()
-    if "model" in action.inputs:
-        shutil.copyfile(action.inputs["model"], out / FILE)
-    else:
+    kept = {f"model/{FILE}": "model"} if "model" in action.inputs else {}
+    if not kept:
         _converted(action, facts, out / FILE)
-    (out / FILE).chmod(0o644)
-    tensors = _read(out / FILE).tensors.values()
+        (out / FILE).chmod(0o644)
+    tensors = _read(action.inputs["model"] if kept else out / FILE).tensors.values()
     kinds = Counter(kind for kind, _ in tensors)
     action.outputs["report"].write_text(json.dumps({"types": kinds}, indent=1, sort_keys=True), encoding="utf-8")
     matrices = sorted({kind.lower() for kind, shape in tensors if len(shape) > 1})
-    return Outcome(summary=f"{', '.join(matrices)}, {sum(facts.parameters.values()):,} parameters")
+    return Outcome(summary=f"{', '.join(matrices)}, {sum(facts.parameters.values()):,} parameters", kept=kept)
 
 
 def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
@@ -196,7 +198,7 @@ class LlamaSession:
         _heard.clear()
         self._model = api.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
-            raise StepFailed(f"llama.cpp does not load {path.name}: {_reason(path)}")
+            raise StepFailed(f"llama.cpp does not load {path.name}: {_reason(path)}{reference.MEND}")
         if api.llama_model_has_encoder(self._model) or not api.llama_model_has_decoder(self._model):
             raise StepFailed(f"{path.name} has an encoder: it is no plain language model; name another framework")
         self._vocabulary = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model)))
@@ -223,7 +225,7 @@ class LlamaSession:
             np.ctypeslib.as_array(self._batch.pos, (BATCH,))[: len(part)] = np.arange(start, start + len(part))
             _heard.clear()
             if status := api.llama_decode(context, self._batch):
-                raise StepFailed(f"llama.cpp cannot run the model (status {status}): {_reason()}")
+                raise StepFailed(f"llama.cpp cannot run the model (status {status}): {_reason()}{reference.MEND}")
             found[start : start + len(part)] = np.ctypeslib.as_array(api.llama_get_logits(context), (len(part), self._vocabulary))
         return found
 
@@ -332,7 +334,7 @@ def _quantize(source: Path, out: Path, scheme: str, importance: Mapping[str, NDA
     _heard.clear()
     if api.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(options)):
         out.unlink(missing_ok=True)
-        raise StepFailed(f"llama.cpp cannot quantize this model: {_reason(source, out)}")
+        raise StepFailed(f"llama.cpp cannot quantize this model: {_reason(source, out)}{reference.MEND}")
 
 
 def _importance(model: Path, text: Path, windows: int) -> tuple[int, dict[str, NDArray[np.float32]]]:
@@ -392,7 +394,7 @@ def _read(path: Path) -> gguf.Header:
     try:
         return gguf.read(str(path))
     except ValueError as error:
-        raise StepFailed(f"{path.name}: {error}; copy or make it again") from error
+        raise StepFailed(f"{path.name}: {error}") from error
 
 
 _heard: list[str] = []  # what llama.cpp called an error since this was cleared
@@ -405,7 +407,7 @@ def _llama() -> Any:
     try:
         api: Any = importlib.import_module("llama_cpp")
     except (ImportError, OSError, RuntimeError) as error:
-        problem = f"llama-cpp-python does not load here ({reference.said(error)})"
+        problem = f"llama-cpp-python does not load here ({said(error)})"
         raise StepFailed(f"{problem}; run: edgebuild toolchain install llamacpp") from error
 
     def hear(level: int, text: bytes, data: object) -> None:

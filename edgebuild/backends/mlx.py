@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import reference
+from edgebuild import positions, reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.backends import mlx_float32 as float32
-from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, shown
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, said, shown
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -46,6 +46,21 @@ IMPORTED = 60_000_000  # bytes of memory that mlx and transformers take before a
 OLD_NAMES = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
 OLD_ROPE_NAMES = {"gpt_neox": {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}}
 CONTEXT = "original_max_position_embeddings"
+NO_DECODERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
+# What its code computes of scaled positions; what of some model types, whose code reads no other kind, or none: what is `dynamic` scales
+# nothing within the context.
+SCALED = ("linear", "dynamic", "llama3", "yarn", "longrope", "deepseek_yarn", "telechat3-yarn", "proportional")
+UNREAD = (
+    *("cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "gemma", "gemma2", "glm", "glm4", "glm4_moe"),
+    *("gpt_neox", "lfm2", "lfm2_moe", "mixtral", "phi", "qwen3_moe", "stablelm", "starcoder2"),
+)
+SCALED_OF = {
+    **dict.fromkeys(UNREAD, ("dynamic",)),
+    "hunyuan_v1_dense": ("dynamic",),
+    "nemotron": ("linear",),
+    "phi3": ("linear", "longrope"),
+    "qwen2_moe": (),
+}
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
@@ -72,10 +87,28 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.model_type not in _model_types():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
         return f"{code}mlx-lm knows no model type {facts.model_type!r}; name another framework"
+    if facts.architecture.endswith(NO_DECODERS):
+        return f"{facts.architecture} has no head for language, which mlx-lm gives it; give one (…ForCausalLM), or name another framework"
+    if reason := _refuse_positions(facts):
+        return reason
     size, hidden = parameters.get("group_size"), facts.hidden
     if size and hidden and hidden % size:
         return f"its hidden size {hidden} is no multiple of group_size {size}; {_advice(_fitting([hidden]))}"
     return ""
+
+
+def _refuse_positions(facts: ModelFacts) -> str:
+    """Where they are scaled as MLX does not do it, for all its code says."""
+    kinds = SCALED_OF.get(facts.model_type)
+    who = "mlx-lm" if kinds is None else f"mlx-lm's {facts.model_type}"
+    if any(one["rope_type"] == "longrope" and one.get("short_factor") != one.get("long_factor") for one in facts.scaled):
+        return (
+            "its positions are scaled by longrope, of which MLX applies the long_factor at every length, "
+            "so that it computes short texts otherwise; name another framework"
+        )
+    return positions.refuse(facts.scaled, SCALED if kinds is None else kinds, who) or positions.refuse_yarn(
+        facts.scaled, who, truncates=True
+    )
 
 
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
@@ -124,7 +157,7 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
 
 def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
     """By tokens and logits, in float32."""
-    return reference.hold(session, source, _longrope(_rewritten(reference.without_code(source["model/config.json"]))))
+    return reference.hold(session, source)
 
 
 def quantize(action: Action, facts: ModelFacts) -> Outcome:
@@ -358,17 +391,6 @@ def _rope(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in new.items() if value is not None or key == "rope_scaling"}
 
 
-def _longrope(config: Mapping[str, Any]) -> str:
-    """What is known of a disagreement beforehand, else empty."""
-    scaling = config.get("rope_scaling") or {}
-    if scaling.get("type") not in ("longrope", "su") or scaling.get("short_factor") == scaling.get("long_factor"):
-        return ""
-    return (
-        "the model uses longrope: MLX applies its long_factor at every length, transformers its short_factor "
-        f"up to {config.get(CONTEXT)} tokens, so that MLX computes short texts otherwise; use another framework"
-    )
-
-
 def _tidy(out: Path, source: Path) -> None:
     """Remove the model card, which is none; name the tokenizer's class as the source did; set the modes that bundles have.
 
@@ -434,4 +456,4 @@ def _mlx(doing: str) -> Iterator[None]:
     except EdgebuildError:
         raise
     except Exception as error:
-        raise StepFailed(f"mlx-lm cannot {doing}: {reference.said(error)}") from error
+        raise StepFailed(f"mlx-lm cannot {doing}: {said(error)}{reference.MEND}") from error

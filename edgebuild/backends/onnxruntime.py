@@ -1,4 +1,4 @@
-"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic, or the first recipe of a ladder that holds; int4 of weights.
+"""ONNX Runtime: ONNX in, ONNX out; int8 static (QDQ, calibrated) and dynamic, or the first recipe of a ladder that holds; int4 and int8 of weights.
 
 What is quantized is counted afterwards: on many real models the tools exit 0 and have done nothing.
 """
@@ -29,11 +29,11 @@ NEEDS: Mapping[str, Needs] = {
     "huggingface": Needs(lock="onnxruntime-lm", packages=onnxruntime_lm.PACKAGES),
 }
 SCHEMES: Mapping[str, Sequence[str]] = {
-    "int8": ("method", "symmetric", "exclude"),
+    "int8": ("method", "group_size", "symmetric", "exclude"),
     "int4": ("group_size", "symmetric", "exclude"),
 }
 GROUPS = (16, 32, 64, 128, 256)  # elements that share a scale: the block sizes of the operator MatMulNBits
-PRODUCTS = ("MatMul", "Gemm")  # what int4 is for
+PRODUCTS = ("MatMul", "Gemm")  # whose weights are quantized in groups
 _MATRICES = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
 # From the quickest to the most careful. `quantized`: what is, all that the tool knows if empty. `activations`: S8S8 or
 # U8S8 is better by instruction set and operator. A quantized `bias` is what some Gemm of real models lose their accuracy, or
@@ -78,20 +78,27 @@ IMPORTED, TOOLS, SYMBOLS = 42_000_000, 10_000_000, 48_000_000
 
 
 def parameters(scheme: str, quantize: Mapping[str, Any], calibrated: bool) -> Mapping[str, Any]:
-    """int8 `auto` is static where there are calibration data, else dynamic; int4 is of weights. Raises ValueError for what there is not."""
+    """int8 `auto` is static where there are calibration data, else dynamic; `weights`, and int4, are of weights alone.
+
+    Raises ValueError for what there is not.
+    """
     given = {"symmetric": quantize.get("symmetric", False), "exclude": sorted(quantize.get("exclude", ()))}
-    if scheme == "int4":
+    method = quantize.get("method", "auto")
+    if scheme == "int4" or method == "weights":
         group = quantize.get("group_size", 64)
         if group not in GROUPS:
             raise ValueError(
                 f"group_size: ONNX Runtime has kernels for {', '.join(map(str, GROUPS))}, not for {group}; take one of these"
             )
-        return {**given, "group_size": group}
-    method = quantize.get("method", "auto")
+        return {**given, "group_size": group, **({"method": method} if scheme == "int8" else {})}
+    if "group_size" in quantize:
+        raise ValueError("group_size: weights alone are quantized in groups; write method: weights, or leave group_size out")
     if method == "auto":
         method = "static" if calibrated else "dynamic"
     if method not in METHODS:
-        raise ValueError(f'method: no recipe "{method}"; there are: auto, {", ".join(METHODS)}.{did_you_mean(method, METHODS)}')
+        raise ValueError(
+            f'method: no recipe "{method}"; there are: auto, {", ".join(METHODS)}, weights.{did_you_mean(method, METHODS)}'
+        )
     found = {"dynamic": False, "activations": "int8", "quantized": [], "bias": True, "float": 0.0, "clip": 0.0, **METHODS[method]}
     if not found["dynamic"] and not calibrated:
         raise ValueError(f"method: {method} needs calibration.data; give it, or write method: dynamic")
@@ -104,7 +111,8 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if reason := onnxsource.refuse(facts, parameters, DOMAINS, "ONNX Runtime"):
         return reason
     if "group_size" in parameters and not any(facts.weights.get(operator) for operator in PRODUCTS):
-        return "int4 is for the weights of matrix products (MatMul, Gemm), and this model has none; write scheme: int8, or none"
+        wanted, other = ("method: weights", "method: dynamic") if "method" in parameters else ("int4", "scheme: int8")
+        return f"{wanted} is for the weights of matrix products (MatMul, Gemm), and this model has none; write {other}, or none"
     return ""
 
 
@@ -120,9 +128,9 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     if scheme == "none":
         making = IMPORTED + onnxsource.making(facts)
         return Estimate(artifact=whole, making=making, running=IMPORTED + 2 * whole, holding=whole)
-    if scheme == "int4":
+    if "group_size" in parameters:
         matrices = sum(facts.weights.get(operator, 0) for operator in set(PRODUCTS) - set(parameters["exclude"]))
-        each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
+        each = onnxruntime_lm.bytes_each(scheme, parameters)
         artifact = round(whole - (4 - each) * matrices)
         return Estimate(artifact=artifact, making=IMPORTED + TOOLS + SYMBOLS + 3 * whole, running=IMPORTED + 2 * artifact)
     reached = set(parameters.get("quantized") or (*QUANTIZABLE, "Gather")) - set(parameters.get("exclude", ()))
@@ -139,17 +147,18 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
         return onnxruntime_lm.convert(action, facts)
     folder = action.outputs["model"]
     folder.mkdir()
-    opsets = onnxsource.opsets(facts)
+    opsets, kept = onnxsource.opsets(facts), onnxsource.kept(action)
+    done = f"opset {opsets['source']}"
     if opsets["model"] != opsets["source"]:
+        kept = {}
         onnxsource.raise_opset(action.inputs["model"], folder / "model.onnx")
-        done = f"opset {opsets['source']} raised to {opsets['model']}"
-    else:
+        done += f" raised to {opsets['model']}"
+    elif not kept:
         onnxsource.copy(action, facts, folder)
-        done = f"opset {opsets['source']}"
     if shapes := action.params.get("shape"):
         done += f", made for {onnxsource.fix_shapes(folder / 'model.onnx', shapes)}"
     action.outputs["report"].write_text(json.dumps({"opset": opsets}, indent=1, sort_keys=True), encoding="utf-8")
-    return Outcome(summary=done)
+    return Outcome(summary=done, kept=kept)
 
 
 def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
@@ -165,8 +174,8 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         return onnxruntime_lm.quantize(action)
     source, folder = action.inputs["model"] / "model.onnx", action.outputs["model"]
     folder.mkdir()
-    if action.params["scheme"] == "int4":
-        return _int4(action, source, folder)
+    if "group_size" in action.params:
+        return _in_groups(action, source, folder)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         prepared = _prepare(source, Path(scratch, "prepared.onnx"))
         excluded = _excluded(prepared, action.params["exclude"])
@@ -180,7 +189,7 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         except (StepFailed, OSError, MemoryError):
             raise
         except Exception as error:  # whatever the tool raises is its refusal of this model
-            raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.first_line(error)}") from error
+            raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.cause(error)}") from error
     return _counted(action, source, folder, excluded)
 
 
@@ -219,8 +228,8 @@ def _held(action: Action, prepared: Path, folder: Path) -> int:
     return max(LOOKS, int(CLIPPING / max(each, 1)))
 
 
-def _int4(action: Action, source: Path, folder: Path) -> Outcome:
-    """Weights of matrix products in blocks of four bits (operator MatMulNBits of com.microsoft), all else as it is."""
+def _in_groups(action: Action, source: Path, folder: Path) -> Outcome:
+    """Weights of matrix products in blocks of four or eight bits (operator MatMulNBits of com.microsoft), all else as it is."""
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -230,7 +239,11 @@ def _int4(action: Action, source: Path, folder: Path) -> Outcome:
     _gemm_to_matmul(model.graph, excluded)
     try:
         tool = MatMulNBitsQuantizer(
-            model, block_size=params["group_size"], is_symmetric=params["symmetric"], nodes_to_exclude=excluded
+            model,
+            bits=onnxruntime_lm.BITS[params["scheme"]],
+            block_size=params["group_size"],
+            is_symmetric=params["symmetric"],
+            nodes_to_exclude=excluded,
         )
         tool.process()
         large = _bytes(source.parent) > PROTOBUF
@@ -238,7 +251,7 @@ def _int4(action: Action, source: Path, folder: Path) -> Outcome:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever the tool raises is its refusal of this model
-        raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.first_line(error)}") from error
+        raise StepFailed(f"onnxruntime.quantization failed: {onnxsource.cause(error)}") from error
     return _counted(action, source, folder, excluded)
 
 
@@ -436,7 +449,7 @@ def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]
     original = onnx.load(source, load_external_data=False).graph
     params = action.params
     how = {key: params[key] for key in ("method", "group_size") if key in params}
-    kinds = QUANTIZABLE if "method" in how else PRODUCTS
+    kinds = PRODUCTS if "group_size" in how else QUANTIZABLE
     possible = sum(node.op_type in kinds for node in original.node)
     made = onnx.load(folder / "model.onnx", load_external_data=False).graph
     dequantized = {name for node in made.node if node.op_type == "DequantizeLinear" for name in node.output}
@@ -452,5 +465,5 @@ def _counted(action: Action, source: Path, folder: Path, excluded: Sequence[str]
         "bytes_after": after,
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
-    recipe = " ".join(map(str, ("group size" if "group_size" in how else "", *how.values()))).strip()
+    recipe = f"group size {how['group_size']}" if "group_size" in how else how["method"]
     return Outcome(summary=f"{params['scheme']} {recipe}, {done} of {possible} operators, {human(before)} → {human(after)}")

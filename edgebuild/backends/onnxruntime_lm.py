@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import machine, onnxsource, reference
+from edgebuild import machine, onnxsource, positions, reference
 from edgebuild.backend import Estimate, ModelFacts
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed
 from edgebuild.step import Action, Outcome
@@ -42,7 +42,16 @@ CONFIG, MODEL, DATA = "genai_config.json", "model.onnx", "model.onnx.data"
 # With a cache as short as a layer's window, a graph runs in no other runtime than onnxruntime-genai's own.
 OPTIONS = ("hf_token=false", "hf_remote=false", "windowed_kv_cache=false")
 WINDOWED = ("mistral", "phi3")  # model types with one window for all their layers, which their config.json does not name
+# What its builder computes of scaled positions, and of architectures for which it reads another kind: all else it passes over, or ends
+# at. What is `dynamic` scales nothing within the context.
+SCALED = ("linear", "yarn")
+SCALED_OF = {
+    **dict.fromkeys(("LlamaForCausalLM", "NemotronForCausalLM"), ("llama3", "dynamic")),
+    "HunYuanDenseV1ForCausalLM": ("dynamic",),
+    "Phi3ForCausalLM": ("longrope",),
+}
 GRAPH, GRAPH_LAYER = 20_000, 12_000  # bytes of the graph and of its part for a layer
+BITS = {"int4": 4, "int8": 8}
 IMPORTED, RUNNING = 450_000_000, 120_000_000  # bytes of memory that making, and running, take before any weight
 
 
@@ -57,18 +66,23 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.architecture not in _architectures():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
         return f"{code}onnxruntime-genai's model builder knows no language model {facts.architecture!r}; name another framework"
+    who = f"onnxruntime-genai's model builder (of {facts.architecture})"
+    if reason := positions.refuse(facts.scaled, SCALED_OF.get(facts.architecture, SCALED), who):
+        return reason
+    if reason := positions.refuse_yarn(facts.scaled, who, truncates=False):
+        return reason
     if "group_size" in parameters and facts.experts:
         return (
-            f"the weights of its {facts.experts} experts would stay in float32, as int4 is of matrix products alone; "
+            f"the weights of its {facts.experts} experts would stay in float32, as only matrix products are quantized; "
             "write scheme: none, or name another framework"
         )
-    if "method" in parameters:
-        return "int8 is for ONNX models; of a language model it makes int4 of weights: write scheme: int4, or none"
+    if (method := parameters.get("method", "weights")) != "weights":
+        return f"method: {method} is for ONNX models; of a language model weights alone are quantized: write method: weights"
     return ""
 
 
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
-    """All in float32, but of int4 the matrices that products read: the embedding is looked up, and stays.
+    """All in float32, but, quantized, the matrices that products read: the embedding is looked up, and stays.
 
     The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes;
     running lays weights out once: on 0.65 billion, with a window's logits, 2.43 GB of 2.60 of float32, 0.50 of 0.71 of int4.
@@ -82,14 +96,19 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     whole = 4 * (count + (facts.context or 0) * (facts.hidden or 0) // (facts.heads or 1))  # with a table of rotations
     others = GRAPH + GRAPH_LAYER * (facts.layers or 0) + facts.tokenizer
     made = whole
-    if scheme != "none":
-        each = 0.5 + (4 if parameters["symmetric"] else 4.5) / parameters["group_size"]  # a scale, half a byte of zero point
-        made -= int((4 - each) * (matrices - embedding))
+    if scheme != "none" and "group_size" in parameters:
+        made -= int((4 - bytes_each(scheme, parameters)) * (matrices - embedding))
     making = IMPORTED + (whole + made if scheme != "none" else whole // 8 + 6 * facts.largest)
     if facts.experts:
         making = IMPORTED + 2 * whole  # not measured: more than all of it at once
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
     return Estimate(artifact=made + others, making=making, running=RUNNING + made + answers)
+
+
+def bytes_each(scheme: str, parameters: Mapping[str, Any]) -> float:
+    """Of an element that MatMulNBits reads: its bits, and of its group's a scale in float32 and, not symmetric, a zero point."""
+    size = BITS[scheme] / 8
+    return size + (4 if parameters["symmetric"] else 4 + size) / float(parameters["group_size"])
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
@@ -109,7 +128,7 @@ def hold(session: LmSession, source: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def quantize(action: Action) -> Outcome:
-    """Weights of matrix products in blocks of four bits, all else as it is. Raises StepFailed where nothing was, or did not shrink."""
+    """Weights of matrix products in blocks of four or eight bits, all else as it is. Raises StepFailed where nothing was, or did not shrink."""
     import onnx
 
     source, out, params = action.inputs["model"], action.outputs["model"], action.params
@@ -125,7 +144,11 @@ def quantize(action: Action) -> Outcome:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         tool = MatMulNBitsQuantizer(
-            model, block_size=params["group_size"], is_symmetric=params["symmetric"], nodes_to_exclude=excluded
+            model,
+            bits=BITS[params["scheme"]],
+            block_size=params["group_size"],
+            is_symmetric=params["symmetric"],
+            nodes_to_exclude=excluded,
         )
         tool.process()
         onnx.save_model(
@@ -219,13 +242,11 @@ def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Without the types of their layers it makes models whose layers all have a window that attend to the whole text.
     """
-    new = dict(config)
+    new = positions.with_old_names(config)
     if config.get("sliding_window") and config.get("model_type") in WINDOWED:
         new["layer_types"] = config.get("layer_types") or ["sliding_attention"] * int(config.get("num_hidden_layers") or 0)
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key)
-        if isinstance(rope, dict) and rope.get("rope_type"):
-            new[key] = {"type": rope["rope_type"], **rope}
+    if config.get("model_type") == "phi3" and not positions.of_config(config):
+        new["original_max_position_embeddings"] = config.get("max_position_embeddings")  # another one means a longrope to it
     return new
 
 
@@ -247,9 +268,10 @@ def _load(folder: Path) -> Any:
                 continue
             place = {one.key: one.value for one in tensor.external_data}
             file.seek(int(place.get("offset", 0)))
-            tensor.raw_data = file.read(int(place["length"]))
-            if len(tensor.raw_data) != int(place["length"]):
+            data = file.read(int(place["length"]))
+            if len(data) != int(place["length"]):
                 raise ValueError(f"{DATA} ends before {tensor.name}")
+            tensor.raw_data = data
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
     return model
@@ -284,7 +306,7 @@ def _counted(action: Action, possible: Sequence[str], source: Path, out: Path) -
     }
     action.outputs["report"].write_text(json.dumps(report, indent=1, sort_keys=True), encoding="utf-8")
     sizes = f"{human(before)} → {human(after)}"
-    return Outcome(summary=f"int4 in groups of {group}, {done} of {len(possible)} matrix products, {sizes}")
+    return Outcome(summary=f"{action.params['scheme']} in groups of {group}, {done} of {len(possible)} matrix products, {sizes}")
 
 
 def _weights(folder: Path) -> int:
@@ -299,4 +321,4 @@ def _framework(doing: str, who: str = "onnxruntime-genai") -> Iterator[None]:
     except (EdgebuildError, MemoryError):
         raise
     except Exception as error:
-        raise StepFailed(f"{who} cannot {doing}: {onnxsource.first_line(error)}") from error
+        raise StepFailed(f"{who} cannot {doing}: {onnxsource.cause(error)}{reference.MEND}") from error

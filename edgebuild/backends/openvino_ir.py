@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgebuild import onnxsource, reference
-from edgebuild.errors import BadInput, EdgebuildError, StepFailed
+from edgebuild.errors import BadInput, EdgebuildError, StepFailed, said
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
@@ -221,12 +221,12 @@ def rename(xml: Path, kept: set[str]) -> None:
 
 
 @contextmanager
-def framework(doing: str, who: str = "OpenVINO", advice: str = "") -> Iterator[None]:
+def framework(doing: str, who: str = "OpenVINO", advice: str = reference.MEND) -> Iterator[None]:
     """A framework's exception as one sentence of ours."""
     try:
         yield
     except EdgebuildError:
         raise
     except Exception as error:
-        said = re.sub(r"Exception from \S+:\d+:|Check '[^']*' failed at \S+:\d+:", "", str(error))
-        raise StepFailed(f"{who} cannot {doing}: {reference.said(Exception(said))}{advice}") from error
+        words = re.sub(r"Exception from \S+:\d+:|Check '[^']*' failed at \S+:\d+:", "", str(error))
+        raise StepFailed(f"{who} cannot {doing}: {said(words or error)}{advice}") from error

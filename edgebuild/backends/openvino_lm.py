@@ -42,6 +42,8 @@ PACKAGES = (
 # What openvino-genai looks for.
 MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 TASK = "text-generation-with-past"
+# As the classes of what it exports end: of an encoder-decoder, or of a classifier, it makes a decoder with random weights for what is missing.
+HEADS = ("ForCausalLM", "LMHeadModel")
 # Float32 throughout: by itself the CPU takes bfloat16 where it can, int8 for activations before compressed weights and for the cache.
 CPU = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -68,6 +70,8 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
     if facts.model_type not in _model_types():
         code = "its config.json names Python code (auto_map), which is never run, and " if facts.custom_code else ""
         return f"{code}optimum-intel exports no language model of type {facts.model_type!r}; name another framework"
+    if facts.architecture != "unknown" and not facts.architecture.endswith(HEADS):
+        return f"{facts.architecture} is no decoder with a head for language; give one (…ForCausalLM), or name another framework"
     if parameters.get("activations"):
         method = parameters.get("method")
         return f"method: {method} quantizes activations, which is for ONNX models; of a language model it is weights alone: write method: weights"

@@ -6,16 +6,20 @@ No Swift toolchain runs here, so the Swift is only held against the rules of its
 import platform
 import plistlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgebuild import bundle
-from edgebuild.bundle import Payload, Proof, Token
-from edgebuild.errors import StepFailed
+from edgebuild.bundle import Copies, Making, Payload, Proof, Proving
+from edgebuild.bundles.tokens import SWIFT, unbalanced
+from edgebuild.errors import StepFailed, WrongFact
+from edgebuild.render import Token
 
-CODE: Sequence[str] = ("bundles.ios",)
-COPIES = 1
+CODE: Sequence[str] = ("bundles.ios", "bundles.tokens")
+COPIES = Copies()
+TOOLS: Mapping[str, str] = {}
+LOCKS: Mapping[str, str] = {}
 FACTS = {"ios": "17.0", "macos": "14.0", "swift_tools": "6.2"}  # what mlx-swift-lm 3 asks for
 # Apple, "Privacy manifest files": every key that such a file may have, and its type.
 PRIVACY: Mapping[str, type] = {
@@ -32,12 +36,6 @@ REASONS = {
     "ActiveKeyboards": "3EC4.1 54BD.1",
     "UserDefaults": "CA92.1 1C8F.1 C56D.1 AC6B.1",
 }
-# Swift's tokens as far as brackets may hide in them: in code, and by what was opened last (strings, comments, which nest).
-_CODE_TOKENS = re.compile(r'//[^\n]*|/\*|\*/|#+"(?:"")?|"""|"|[()\[\]{}]')
-_TOKENS = {'"': re.compile(r'\\.|"|\n'), '"""': re.compile(r'\\.|"""', re.DOTALL), "/*": re.compile(r"/\*|\*/")}
-_CLOSES = {")": "(", "]": "[", "}": "{", '"': '"', '"""': '"""', "*/": "/*"}
-_OPENS = (*_CLOSES.values(), "\\(")  # the last one opens an interpolation in a string, which ")" closes too
-_PAIRS = {*((one, one) for one in _CLOSES.values()), ("(", "\\(")}
 
 
 def refuse(framework: str, task: str) -> str:
@@ -48,6 +46,15 @@ def refuse(framework: str, task: str) -> str:
     return ""
 
 
+def stated(device: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`ios`, `macos`: the oldest systems; `tools_line`: the comment that a Package.swift must begin with."""
+    found = {key: str(device.get(key, default)) for key, default in FACTS.items()}
+    for key, version in found.items():
+        if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){1,2}", version):
+            raise WrongFact(key, f"{version!r} is no version such as {FACTS[key]}")
+    return {"ios": found["ios"], "macos": found["macos"], "tools_line": Token(f"// swift-tools-version: {found['swift_tools']}")}
+
+
 def payload(model: Path, module: str) -> Payload:
     resources = f"Sources/{module}/Resources"
     files = bundle.lay(model, f"{resources}/model")
@@ -56,31 +63,34 @@ def payload(model: Path, module: str) -> Payload:
     return Payload(files=files, model=f"{resources}/model", golden=f"{resources}/golden.json")
 
 
-def values(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`ios`, `macos`: the oldest systems; `tools_line`: the comment that a Package.swift must begin with."""
-    found = {}
-    for key, default in FACTS.items():
-        found[key] = str(facts.get(key, default))
-        if not re.fullmatch(r"\d{1,3}(\.\d{1,3}){1,2}", found[key]):
-            raise StepFailed(f"facts.{key}: {found[key]!r} is no version such as {default}; correct the platform file")
-    return {"ios": found["ios"], "macos": found["macos"], "tools_line": Token(f"// swift-tools-version: {found['swift_tools']}")}
+def values(common: Mapping[str, Any]) -> Mapping[str, Any]:
+    return stated(common["facts"])
 
 
-def make(out: Path) -> Mapping[str, bool]:
+def make(making: Making) -> Mapping[str, bool]:
     return {}
 
 
-def prove(out: Path, runs: Callable[[], str]) -> Proof:
-    """L1: privacy manifest by plistlib, Swift by its tokens; and the model folder runs, which alone would be L4."""
+def assemble(making: Making) -> Mapping[str, bool]:
+    return {}
+
+
+def verify(out: Path) -> Mapping[str, str]:
+    """The privacy manifest by plistlib, Swift by its tokens."""
     for path in bundle.walk(out):
-        if path.suffix == ".swift" and (problem := unbalanced(path.read_text(encoding="utf-8", errors="replace"))):
+        if path.suffix == ".swift" and (problem := unbalanced(path.read_text(encoding="utf-8", errors="replace"), SWIFT)):
             raise StepFailed(f"{path.relative_to(out)}: {problem}")
         if path.suffix == ".xcprivacy":
             check_privacy(path.read_bytes())
-    runtime = runs()
+    return {"plistlib": platform.python_version(), "Swift tokens": "edgebuild's own reading"}
+
+
+def consume(proving: Proving) -> Proof:
+    """L1, for want of a Swift toolchain; and the model folder runs, which alone would be L4."""
+    runtime = proving.runs()
     return Proof(
         level="L1",
-        tools={"runtime": runtime, "plistlib": platform.python_version(), "Swift tokens": "edgebuild's own reading"},
+        tools={"runtime": runtime, **proving.tools},
         why_not_higher=f"no Swift toolchain here: nothing was compiled. The model folder was loaded from the bundle by {runtime} and gave its golden output",
     )
 
@@ -102,26 +112,3 @@ def check_privacy(data: bytes) -> None:
         known = REASONS.get(name.removeprefix("NSPrivacyAccessedAPICategory"), "").split()
         if not isinstance(given, list) or not given or any(reason not in known for reason in given):
             raise StepFailed(f"PrivacyInfo.xcprivacy: {name} with {given} is no API with reasons that Apple lists")
-
-
-def unbalanced(text: str) -> str:
-    """Why comments, strings or brackets of a Swift file do not close, else empty."""
-    opened: list[tuple[str, int]] = []
-    place = 0
-    while match := _TOKENS.get(opened[-1][0] if opened else "", _CODE_TOKENS).search(text, place):
-        token, line, place = match[0], text.count("\n", 0, match.start()) + 1, match.end()
-        if token.startswith("#"):  # a raw string
-            quotes = token.lstrip("#")
-            end = quotes + token.removesuffix(quotes)
-            place = text.find(end, place) + len(end)
-            if place < len(end):
-                return f"line {line}: {token} is never closed"
-        elif token == "\n":
-            return f"line {line}: a string is not closed"
-        elif opened and (_CLOSES.get(token), opened[-1][0]) in _PAIRS:
-            opened.pop()
-        elif token in _OPENS:
-            opened.append((token, line))
-        elif token in _CLOSES:
-            return f"line {line}: {token} closes nothing"
-    return f"line {opened[-1][1]}: {opened[-1][0]} is never closed" if opened else ""

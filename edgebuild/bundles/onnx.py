@@ -2,17 +2,19 @@
 
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgebuild import bundle
-from edgebuild.bundle import Payload, Proof
+from edgebuild.bundle import Copies, Making, Payload, Proof, Proving
 from edgebuild.bundles.ortformat import canonical
-from edgebuild.errors import StepFailed
+from edgebuild.errors import StepFailed, WrongFact
 
 CODE: Sequence[str] = ("bundles.onnx", "bundles.ortformat")
-COPIES = 2
+COPIES = Copies(bundle=2, converted=1)
+TOOLS: Mapping[str, str] = {}
+LOCKS: Mapping[str, str] = {}
 MODEL, ORT, OPERATORS = "model.onnx", "model.ort", "required_operators.config"
 
 
@@ -24,6 +26,14 @@ def refuse(framework: str, task: str) -> str:
     return f"it holds a model for ONNX Runtime, but the framework is {framework}; name framework: onnxruntime, or package.kind: folder"
 
 
+def stated(device: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`runtime_floor`: the oldest ONNX Runtime that the platform promises."""
+    floor = str(device.get("onnxruntime_web", "1.20"))
+    if not re.fullmatch(r"\d+(\.\d+){0,2}", floor):
+        raise WrongFact("onnxruntime_web", f"{floor!r} is no version such as 1.20")
+    return {"runtime_floor": floor}
+
+
 def payload(model: Path, module: str) -> Payload:
     """model.onnx at the top, external data beside it, under the names that the model calls them by."""
     found = bundle.lay(model, MODEL)
@@ -33,16 +43,13 @@ def payload(model: Path, module: str) -> Payload:
     return Payload(files=files, model=MODEL, golden="golden.json")
 
 
-def values(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`runtime_floor`: the oldest ONNX Runtime that the platform promises."""
-    floor = str(facts.get("onnxruntime_web", "1.20"))
-    if not re.fullmatch(r"\d+(\.\d+){0,2}", floor):
-        raise StepFailed(f"facts.onnxruntime_web: {floor!r} is no version such as 1.20; correct the platform file")
-    return {"runtime_floor": floor}
+def values(common: Mapping[str, Any]) -> Mapping[str, Any]:
+    return stated(common["facts"])
 
 
-def make(out: Path) -> Mapping[str, bool]:
+def make(making: Making) -> Mapping[str, bool]:
     """The ORT format and the list of its operators."""
+    out = making.out
     _save_as_ort(out / MODEL, out / ORT)
     try:
         data, operators = canonical((out / ORT).read_bytes())
@@ -51,6 +58,10 @@ def make(out: Path) -> Mapping[str, bool]:
     (out / ORT).write_bytes(data)
     (out / OPERATORS).write_text(operators, encoding="utf-8")
     return {ORT: True, OPERATORS: False}
+
+
+def assemble(making: Making) -> Mapping[str, bool]:
+    return {}
 
 
 def _save_as_ort(source: Path, target: Path) -> None:
@@ -72,9 +83,13 @@ def _save_as_ort(source: Path, target: Path) -> None:
         raise StepFailed(f"ONNX Runtime cannot save it in ORT format: {reason}; package.kind: folder does without") from error
 
 
-def prove(out: Path, runs: Callable[[], str]) -> Proof:
+def verify(out: Path) -> Mapping[str, str]:
+    return {}
+
+
+def consume(proving: Proving) -> Proof:
     """L4: the bundle's own Python loader runs both files on the golden example."""
-    evidence = bundle.self_test(out, "loader.py")
+    evidence = bundle.self_test(proving.out, "loader.py")
     return Proof(
         level="L4",
         tools={"loader.py": f"Python {platform.python_version()}", "runtime": str(evidence["measurements"][0]["runtime"])},

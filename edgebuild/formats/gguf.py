@@ -50,10 +50,10 @@ def read(path: str) -> Header:
     with open(path, "rb") as file:
         head = file.read(24)
         if len(head) < 24:
-            raise ValueError("it ends within its header: truncated")
+            raise ValueError("it ends within its header: truncated; copy or download it again")
         version, tensors, keys = struct.unpack("<4xIQQ", head)
         if version not in (2, 3):
-            raise ValueError(f"its version is {version}; known are 2 and 3")
+            raise ValueError(f"its version is {version}; known are 2 and 3; make it again with a llama.cpp of today")
         _check_counts(tensors, keys, size)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
@@ -61,12 +61,14 @@ def read(path: str) -> Header:
             except (struct.error, OverflowError) as error:
                 raise ValueError("it ends within its header: truncated or damaged; copy or download it again") from error
             except UnicodeDecodeError as error:
-                raise ValueError("its header holds a name that is no UTF-8 text: damaged") from error
+                raise ValueError("its header holds a name that is no UTF-8 text: damaged; copy or download it again") from error
 
 
 def _check_counts(tensors: int, keys: int, size: int) -> None:
     if tensors * 24 > size or keys * 12 > size or tensors > MAX_TENSORS or keys > MAX_KEYS:
-        raise ValueError(f"its header claims {tensors} tensors and {keys} keys in a file of {size} bytes: damaged")
+        raise ValueError(
+            f"its header claims {tensors} tensors and {keys} keys in a file of {size} bytes: damaged; copy or download it again"
+        )
 
 
 class _Reader:
@@ -82,7 +84,7 @@ class _Reader:
         for _ in range(keys):
             name, kind = self._name(), self._number("I")
             if name in values or name in lengths:
-                raise ValueError(f"the key {name[:80]!r} stands twice: damaged")
+                raise ValueError(f"the key {name[:80]!r} stands twice: damaged; copy or download it again")
             if kind == _ARRAY:
                 lengths[name] = self._array(0)
             else:
@@ -93,10 +95,12 @@ class _Reader:
         for _ in range(count):
             name, shape, kind, offset = self._tensor()
             if name in tensors:
-                raise ValueError(f"the tensor {name[:80]!r} stands twice: damaged")
+                raise ValueError(f"the tensor {name[:80]!r} stands twice: damaged; copy or download it again")
             label, block, width = TYPES.get(kind, (f"type {kind}", 1, 0))
             if width and shape and shape[0] % block:
-                raise ValueError(f"tensor {name[:80]!r}: its rows are no multiple of {label}'s blocks of {block}: damaged")
+                raise ValueError(
+                    f"tensor {name[:80]!r}: its rows are no multiple of {label}'s blocks of {block}: damaged; copy or download it again"
+                )
             tensors[name] = (label, shape)
             quantized |= {label} if block > 1 or not width else set()
             needed = max(needed, offset + prod(shape) // block * width)
@@ -113,10 +117,12 @@ class _Reader:
     def _check_data(self, needed: int, alignment: Value) -> None:
         """The tensors lie behind the header, from the next multiple of the alignment."""
         if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT:
-            raise ValueError("its general.alignment is no number from 1 to 2²⁰: damaged")
+            raise ValueError("its general.alignment is no number from 1 to 2²⁰: damaged; copy or download it again")
         start = -(-self._position // alignment) * alignment
         if needed and start + needed > self._size:
-            raise ValueError(f"its tensors end at byte {start + needed}, the file at {self._size}: truncated; copy it again")
+            raise ValueError(
+                f"its tensors end at byte {start + needed}, the file at {self._size}: truncated; copy or download it again"
+            )
 
     def _number(self, code: str) -> int:
         number: int
@@ -136,14 +142,16 @@ class _Reader:
         name = self._bytes(MAX_NAME + 1)
         self._names += len(name)
         if len(name) > MAX_NAME or self._names > MAX_NAMES:
-            raise ValueError("its header holds a name, or names, longer than any model has: damaged")
+            raise ValueError("its header holds a name, or names, longer than any model has: damaged; copy or download it again")
         return name.decode("utf-8")
 
     def _value(self, kind: int) -> Value:
         if kind == _TEXT:
             return self._bytes(MAX_KEPT).decode("utf-8", "replace")
         if kind not in _SCALARS:
-            raise ValueError(f"its header holds a value of type {kind}, which GGUF does not have: damaged")
+            raise ValueError(
+                f"its header holds a value of type {kind}, which GGUF does not have: damaged; copy or download it again"
+            )
         return self._number(_SCALARS[kind])
 
     def _array(self, depth: int) -> int:
@@ -152,11 +160,11 @@ class _Reader:
         if kind in _SCALARS:
             self._position += length * struct.calcsize("<" + _SCALARS[kind])
         elif kind not in (_TEXT, _ARRAY) or depth == MAX_NESTING:
-            raise ValueError("its header holds an array of what GGUF does not have: damaged")
+            raise ValueError("its header holds an array of what GGUF does not have: damaged; copy or download it again")
         else:
             self._texts += length
             if self._texts > MAX_TEXTS:
-                raise ValueError(f"its arrays hold more than {MAX_TEXTS} texts: damaged")
+                raise ValueError(f"its arrays hold more than {MAX_TEXTS} texts: damaged; copy or download it again")
             if kind == _ARRAY:
                 for _ in range(length):
                     self._array(depth + 1)
@@ -177,8 +185,10 @@ class _Reader:
         """Name, shape, type, offset."""
         name, count = self._name(), self._number("I")
         if count > MAX_DIMENSIONS:
-            raise ValueError(f"tensor {name[:80]!r} has {count} dimensions; GGUF has at most {MAX_DIMENSIONS}: damaged")
+            raise ValueError(
+                f"tensor {name[:80]!r} has {count} dimensions; GGUF has at most {MAX_DIMENSIONS}: damaged; copy or download it again"
+            )
         shape = tuple(self._number("Q") for _ in range(count))
         if any(length >= 2**63 for length in shape) or prod(shape) >= 2**63:
-            raise ValueError(f"tensor {name[:80]!r} has dimensions that no memory holds: damaged")
+            raise ValueError(f"tensor {name[:80]!r} has dimensions that no memory holds: damaged; copy or download it again")
         return name, shape, self._number("I"), self._number("Q")

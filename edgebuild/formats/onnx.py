@@ -60,7 +60,7 @@ def looks_like(path: str) -> bool:
 def read(path: str) -> Header:
     """Raises ValueError with one sentence where the file is no ONNX model, OSError where unreadable."""
     if os.path.getsize(path) == 0:
-        raise ValueError("it is empty")
+        raise ValueError("it is empty; copy or download it again")
     header = Header()
     try:
         found = False
@@ -99,7 +99,7 @@ def external_files(path: str) -> list[str]:
 
 def _graph(view: memoryview, header: Header, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise ValueError(f"its subgraphs are nested deeper than {MAX_DEPTH}")
+        raise ValueError(f"its subgraphs are nested deeper than {MAX_DEPTH}; export it without If, Loop and Scan")
     readers: dict[str, str] = {}  # name of a value → the operator that reads it
     matrices: list[str] = []
     for number, _, value in _fields(view):
@@ -180,7 +180,7 @@ def _tensor(view: memoryview, header: Header) -> tuple[str, list[int]]:
     if external or location:
         header.external.add(location)
     if len(dims) > MAX_DIMENSIONS or any(length >= 2**63 for length in dims) or prod(dims) >= 2**63:
-        raise ValueError("a tensor of it has dimensions that no memory holds: damaged")
+        raise ValueError("a tensor of it has dimensions that no memory holds: damaged; copy or download it again")
     header.parameters[DTYPES.get(dtype, f"type {dtype}")] += prod(dims)
     return name, dims
 
@@ -235,7 +235,7 @@ def _fields(view: Any, whole: bool = True) -> Iterator[Field]:
             yield number, wire, view[position : position + length]
             position += length
         else:
-            raise ValueError("it is no protobuf message: wrong format or damaged")
+            raise ValueError("it is no protobuf message: wrong format or damaged; copy or download it again")
 
 
 def _varint(view: Any, position: int) -> tuple[int, int]:
@@ -248,7 +248,7 @@ def _varint(view: Any, position: int) -> tuple[int, int]:
             return result, position
         shift += 7
         if shift > 63:
-            raise ValueError("it is no protobuf message: wrong format or damaged")
+            raise ValueError("it is no protobuf message: wrong format or damaged; copy or download it again")
 
 
 def _varints(view: Any) -> list[int]:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from math import prod
 
+AGAIN = "; copy or download it again"
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64  # a product of a million large numbers takes hours
 MAX_TENSORS = 200_000  # a million zero-size tensors cost the reference reader a gigabyte
@@ -35,19 +36,19 @@ def read(path: str) -> Header:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER or length + 8 > size:
-            raise ValueError(f"its header claims {length} bytes in a file of {size}: truncated or damaged")
+            raise ValueError(f"its header claims {length} bytes in a file of {size}: truncated or damaged{AGAIN}")
         text = file.read(length)
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
-        raise ValueError(f"its header is not UTF-8 text (byte {error.start}): damaged") from error
+        raise ValueError(f"its header is not UTF-8 text (byte {error.start}): damaged{AGAIN}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header is no valid JSON ({str(error)[:80]}): damaged") from error
+        raise ValueError(f"its header is no valid JSON ({str(error)[:80]}): damaged{AGAIN}") from error
     if not isinstance(entries, dict):
-        raise ValueError("its header is no JSON map: damaged")
+        raise ValueError(f"its header is no JSON map: damaged{AGAIN}")
     metadata = entries.pop("__metadata__", {})
     if len(entries) > MAX_TENSORS:
-        raise ValueError(f"its header lists {len(entries)} tensors, more than {MAX_TENSORS}")
+        raise ValueError(f"its header lists {len(entries)} tensors, more than {MAX_TENSORS}; save it in shards")
     spans, tensors = [], {}
     for name, entry in entries.items():
         tensors[name], span = _tensor(name, entry)
@@ -55,10 +56,10 @@ def read(path: str) -> Header:
     end = 0
     for start, stop in sorted(spans):
         if start != end:
-            raise ValueError("its tensors overlap or leave holes: damaged")
+            raise ValueError(f"its tensors overlap or leave holes: damaged{AGAIN}")
         end = stop
     if end != size - 8 - length:
-        raise ValueError(f"its tensors need {end} bytes, the file has {size - 8 - length}: truncated or damaged")
+        raise ValueError(f"its tensors need {end} bytes, the file has {size - 8 - length}: truncated or damaged{AGAIN}")
     return Header(tensors=tensors, metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {})
 
 
@@ -68,9 +69,9 @@ def _tensor(name: str, entry: object) -> tuple[tuple[str, tuple[int, ...]], tupl
         whole = len(shape) <= MAX_DIMENSIONS and all(type(one) is int and 0 <= one < 2**63 for one in (*shape, start, stop))
         bits = BITS.get(dtype)
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"tensor {name[:80]!r} has no dtype, shape and data_offsets: damaged") from error
+        raise ValueError(f"tensor {name[:80]!r} has no dtype, shape and data_offsets: damaged{AGAIN}") from error
     if bits is None or not whole or stop < start or (prod(shape) * bits + 7) // 8 != stop - start:
-        raise ValueError(f"tensor {name[:80]!r}: shape, dtype and offsets do not agree: damaged")
+        raise ValueError(f"tensor {name[:80]!r}: shape, dtype and offsets do not agree: damaged{AGAIN}")
     return (dtype, shape), (start, stop)
 
 

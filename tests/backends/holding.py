@@ -1,6 +1,7 @@
 """A conversion as a build makes it: converted by one step, and held by the next."""
 
 import json
+import shutil
 from pathlib import Path
 
 from edgebuild import reference
@@ -14,6 +15,8 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     backend = BACKENDS[action.backend]
     outcome = backend.convert(action, facts)
     report: Path = action.outputs["report"]
+    for place, role in outcome.kept.items():
+        shutil.copyfile(action.inputs[role], action.outputs["model"].parent / place)
     session = backend.open(action.outputs["model"], next(iter(backend.VIEWS), ""))
     try:
         held = {**backend.hold(session, action.inputs, facts), "runtime": session.runtime}

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgebuild import reference
+from edgebuild import original
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import BACKENDS
@@ -39,7 +39,7 @@ def convert(name: str, source: Path, out: Path, by_torch: bool = False) -> Outco
     facts = assess(files)
     if by_torch:
         logits = out.with_name(f"{out.name}.logits")
-        reference.run(Action(verb="reference", backend="", params={}, inputs=files, outputs={"logits": logits}))
+        original.run(Action(verb="reference", backend="", params={}, inputs=files, outputs={"logits": logits}))
         files = {**files, "reference": logits}
     made = {"model": out / "model", "report": out / "report.json"}
     action = Action(verb="convert", backend=name, params={"task": "text-generation"}, inputs=files, outputs=made)
@@ -102,7 +102,7 @@ def byte_level(source: Path) -> None:
     Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]]).save_pretrained(source)
 
 
-def example(folder: Path, name: str) -> dict[str, Any]:
+def example(folder: Path, name: str, level: str = "L4") -> dict[str, Any]:
     """The example target `name` through doit, with its bundle's own check; a second build runs nothing. → its evidence."""
     copy_project(folder, name)
     done = doit(folder, f"build:{name}")
@@ -110,7 +110,7 @@ def example(folder: Path, name: str) -> dict[str, Any]:
     evidence: dict[str, Any] = json.loads((folder / f"dist/{name}.evidence.json").read_text())
     judged = {gate["name"]: gate["verdict"] for gate in evidence["gates"]}
     assert judged == {"kl_mean": "PASS", "perplexity_ratio": "PASS", "same_top": "PASS"}
-    assert evidence["bundle"]["level"] == "L4"
+    assert evidence["bundle"]["level"] == level, evidence["bundle"]["why_not_higher"]
     assert evidence["conversion"]["verified"] is True
     assert doit(folder, f"build:{name}").returncode == 0
     assert set(outcomes(folder).values()) == {"fresh"}

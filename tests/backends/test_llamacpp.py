@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebuild import resources, samples
+from edgebuild import bundle, resources, samples
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import llamacpp
+from edgebuild.bundles import android
 from edgebuild.errors import StepFailed
 from edgebuild.formats import gguf
 from edgebuild.step import Outcome
@@ -40,6 +42,8 @@ from tests.backends.phi3 import (
     needs_llama,
     report,
 )
+from tests.bundles import kotlin
+from tests.bundles.packing import MADE_WITH, action, require, self_tested
 
 SCHEMES = tuple(llamacpp.SCHEMES)
 
@@ -397,8 +401,88 @@ def test_smoke() -> None:
 @needs_llama
 @pytest.mark.slow
 def test_the_example_for_android(tmp_path: Path) -> None:
-    evidence = language.example(tmp_path / "project", "android-phi3")
+    require(MADE_WITH["android"])
+    evidence = language.example(tmp_path / "project", "android-phi3", "L1")
     assert evidence["quantization"]["scheme"] == "q4_k_m"
+    assert "holds the same model, uncompressed and aligned (L3)" in evidence["bundle"]["why_not_higher"]
+    assert "gave its golden output (L4)" in evidence["bundle"]["why_not_higher"]
+
+
+RUN = """
+import edgebuild.smallandroidmodel.SmallAndroidModel
+import java.io.File
+import kotlin.system.exitProcess
+
+fun main(arguments: Array<String>) {
+    val context = android.content.Context(File(arguments[0]), File(arguments[1]))
+    SmallAndroidModel.load(context, contextSize = 256, threads = 1).use { model ->
+        println(model.generate("Once upon a time", limit = 12) { it.length < 1000 })
+        println(runCatching { model.evaluate(IntArray(300) { 7 }) }.exceptionOrNull())
+        println(runCatching { model.evaluate(intArrayOf()) }.exceptionOrNull())
+        println(runCatching { model.evaluate(intArrayOf(1_000_000)) }.exceptionOrNull())
+    }
+    exitProcess(if (SmallAndroidModel.selfTest(context)) 0 else 1)
+}
+"""
+
+
+@needs_llama
+@pytest.mark.slow
+def test_the_modules_for_android_run_on_java(converted: Path, tmp_path: Path) -> None:
+    """Their Kotlin by its own compiler, their C++ by g++ with llama.cpp, the APK as the device's assets: all but Android itself."""
+    import llama_cpp
+
+    kotlin.needed()
+    quantize(converted / "model", tmp_path / "quantized", "q4_k_m")
+    made = action("android", tmp_path / "quantized/model", tmp_path / "out")
+    bundle.run(made, "llamacpp", llamacpp, android)
+    library = made.outputs["bundle"] / "library/src/main"
+    (tmp_path / "Run.kt").write_text(RUN)
+    path = kotlin.compile([tmp_path / "Run.kt", *sorted((library / "kotlin").iterdir())], tmp_path / "classes")
+    link_glue(library / "cpp/glue.cpp", Path(llama_cpp.__file__).parent, tmp_path / "libSmallAndroidModel.so")
+
+    def run(apk: Path) -> tuple[int, list[str]]:
+        words = ["java", f"-Djava.library.path={tmp_path}", "-cp", path, "RunKt", apk, tmp_path / "storage"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+        return done.returncode, done.stdout.splitlines() or done.stderr.splitlines()
+
+    status, (said, full, nothing, foreign, verdict, line) = run(made.outputs["bundle"] / "test.apk")
+    assert status == 0, verdict
+    assert said
+    assert full.startswith("java.lang.IllegalStateException: the context is full: clear it, or load the model with a larger one")
+    assert nothing == "java.lang.IllegalStateException: there are no tokens to evaluate"
+    assert foreign == "java.lang.IllegalStateException: llama.cpp cannot evaluate these tokens"
+    assert verdict.startswith("PASS golden_logits ")
+    evidence = self_tested(line)
+    assert (evidence["bundle"], evidence["version"], evidence["verdict"]) == ("small-android", "1.2.3", "PASS")
+    assert {one["name"]: one["value"] <= 1 for one in evidence["measurements"]} == {"golden_logits": True, "golden_tokens": True}
+    (copied_out,) = (tmp_path / "storage/SmallAndroidModel").iterdir()
+    assert copied_out.read_bytes() == (tmp_path / "quantized/model/model.gguf").read_bytes()
+    before = copied_out.stat().st_ino
+    spoilt(made.outputs["bundle"] / "test.apk", tmp_path / "spoilt.apk")
+    os.utime(tmp_path / "spoilt.apk", ns=(0, (made.outputs["bundle"] / "test.apk").stat().st_mtime_ns))
+    status, lines = run(tmp_path / "spoilt.apk")
+    assert (status, lines[-2].split()[0], self_tested(lines[-1])["verdict"]) == (1, "FAIL", "FAIL")
+    assert copied_out.stat().st_ino == before, "it is copied once after each installation"
+
+
+def link_glue(source: Path, llama: Path, target: Path) -> None:
+    java = Path(os.path.realpath(str(shutil.which("javac")))).parents[1] / "include"
+    words = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-O1", "-o", target, source]
+    words += [f"-I{folder}" for folder in (llama / "include", java, java / "linux")]
+    subprocess.run([*words, f"-L{llama / 'lib'}", "-lllama", f"-Wl,-rpath,{llama / 'lib'}"], check=True, timeout=300)
+
+
+def spoilt(apk: Path, target: Path) -> None:
+    """The same with another golden logit."""
+    with zipfile.ZipFile(apk) as source, zipfile.ZipFile(target, "w") as made:
+        for entry in source.infolist():
+            data = source.read(entry)
+            if entry.filename.endswith("golden.json"):
+                content = json.loads(data)
+                content["top"][0]["logit"] += 5
+                data = json.dumps(content).encode()
+            made.writestr(entry.filename, data)
 
 
 # -- without llama.cpp ----------------------------------------------------------------------------------------------------
@@ -406,6 +490,7 @@ def test_the_example_for_android(tmp_path: Path) -> None:
     ("facts", "parameters", "reason"),
     [
         ({"architecture": "Phi3ForCausalLM"}, {"scheme": "q4_k_m"}, ""),
+        ({"architecture": "T5ForConditionalGeneration"}, {}, "llama.cpp's converter knows no language model 'T5ForConditional"),
         ({"architecture": "BertModel"}, {}, "llama.cpp's converter knows no language model 'BertModel'; name another framework"),
         (
             {"architecture": "OwnForCausalLM", "custom_code": True},
@@ -413,6 +498,13 @@ def test_the_example_for_android(tmp_path: Path) -> None:
             "names Python code (auto_map), which is never run, and llama.cpp's converter knows no",
         ),
         ({"architecture": "Phi3ForCausalLM", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
+        ({"architecture": "Phi3ForCausalLM", "scaled": [{"rope_type": "longrope"}]}, {}, ""),
+        ({"architecture": "LlamaForCausalLM", "scaled": [{"rope_type": "yarn"}]}, {}, ""),
+        (
+            {"architecture": "LlamaForCausalLM", "scaled": [{"rope_type": "longrope"}]},
+            {},
+            "whose factors llama.cpp's converter does",
+        ),
         ({"format": "gguf", "parameters": {"F16": 8}}, {"scheme": "q4_0"}, ""),
         ({"format": "gguf"}, {}, "it holds no weights"),
         (
@@ -431,7 +523,10 @@ def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) 
 
 @needs_llama
 def test_the_language_models_are_those_of_the_converter() -> None:
-    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_llamacpp.py` writes the list anew, when the lock names another llama-cpp-python."""
+    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_llamacpp.py` writes the list anew, when the lock names another llama-cpp-python.
+
+    Without encoder-decoders (its T5), and drafts that run only beside another model.
+    """
     script = llamacpp._converter()
     assert script is not None
     (known,) = (
@@ -440,6 +535,9 @@ def test_the_language_models_are_those_of_the_converter() -> None:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value
     )
     found = {name for name in known if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel"))}
+    found -= {name for name, module in known.items() if module == "t5" or "Assistant" in name or "Eagle3" in name}
+    texts = {name: (script.parent / f"conversion/{module}.py").read_text("utf-8") for name, module in known.items()}
+    assert {name for name in found if "long_factor" in texts[name]} >= set(llamacpp.LONGROPE)
     assert language.shipped(llamacpp, "llamacpp_architectures.txt", found) == llamacpp._architectures() == found
 
 

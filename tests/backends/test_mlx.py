@@ -5,6 +5,7 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from edgebuild import reference
+from edgebuild import original, reference
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import mlx
@@ -209,13 +210,46 @@ def test_the_configuration_as_mlx_reads_it(given: dict[str, Any], expected: dict
         assert new["text_config"]["rope_theta"] == 1e6
 
 
-def test_longrope_fails_with_its_reason(tmp_path: Path) -> None:
-    """mlx-lm applies the factors for long texts to short ones too."""
-    source = copied(tmp_path / "source")
-    long = {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [2.0] * 32}
-    edit(source / "config.json", lambda config: config["rope_parameters"].update(long))
-    with pytest.raises(StepFailed, match="uses longrope: MLX applies its long_factor at every length"):
-        convert(source, tmp_path / "out")
+def test_a_window_that_begins_beyond_64_tokens_is_held(tmp_path: Path) -> None:
+    """mlx-lm gives no window to the layers of a Mistral that does not name their types. What has it stands in for transformers."""
+    draw = np.random.default_rng(0)
+    sizes = {"q_proj": (64, 64), "k_proj": (64, 64), "v_proj": (64, 64), "o_proj": (64, 64)}
+    layer = {f"self_attn.{name}.weight": size for name, size in sizes.items()}
+    layer |= {"mlp.gate_proj.weight": (128, 64), "mlp.up_proj.weight": (128, 64), "mlp.down_proj.weight": (64, 128)}
+    shapes = {f"model.layers.{at}.{name}": size for at in "01" for name, size in layer.items()}
+    shapes["model.embed_tokens.weight"] = (2048, 64)
+    weights = {name: draw.normal(0, 0.2, size).astype(np.float32) for name, size in shapes.items()}
+    norms = [f"layers.{at}.{name}_layernorm" for at in "01" for name in ("input", "post_attention")]
+    weights |= {f"model.{name}.weight": np.ones(64, np.float32) for name in (*norms, "norm")}
+    config = {"model_type": "mistral", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "rms_norm_eps": 1e-5}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 2048, "tie_word_embeddings": True}
+    config |= {
+        "max_position_embeddings": 512,
+        "sliding_window": 96,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    made = {}
+    for name, types in (("right", {"layer_types": ["sliding_attention", "full_attention"]}), ("wrong", {})):
+        source = tmp_path / name / "source"
+        source.mkdir(parents=True)
+        (source / "config.json").write_text(json.dumps(config | types))
+        save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+        for path in MODEL.glob("token*"):
+            shutil.copy(path, source)
+        convert(source, tmp_path / name / "out")
+        made[name] = mlx.open(tmp_path / name / "out/model")
+    written = tmp_path / "logits"
+    tensors: dict[str, Any] = {}
+    for prefix, length in (("", 64), (reference.LONGER, *original.longer(inputs(source)))):
+        tokens = (np.arange(length) * 7919 % 2048).astype(np.int32)
+        tensors |= {f"{prefix}token_ids": tokens, f"{prefix}logits": made["right"].logits(tokens)[-64:].copy()}
+    save_file(tensors, written, metadata={"made_by": "transformers 5"})
+    files = {**inputs(source), "reference": written}
+    held = reference.hold(made["right"], files)
+    assert [one["kl_mean"] for one in held["against"]] == [0, 0]
+    assert reference.verdict(held) == "held against transformers 5: KL 0"
+    with pytest.raises(StepFailed, match=r"held against transformers 5 \(at the end of 160 tokens\) on 64 tokens: mean KL"):
+        reference.hold(made["wrong"], files)
 
 
 def test_missing_weights_fail(tmp_path: Path) -> None:
@@ -235,6 +269,7 @@ def test_missing_weights_fail(tmp_path: Path) -> None:
             {},
             "names Python code (auto_map), which is never run, and mlx-lm knows no model type",
         ),
+        ({"model_type": "olmo"}, {}, "mlx-lm knows no model type 'olmo'"),  # it ends the process without a package of its own
         ({"model_type": "cache"}, {}, "mlx-lm knows no model type 'cache'; name another framework"),
         ({"model_type": "phi3", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
         (
@@ -247,6 +282,21 @@ def test_missing_weights_fail(tmp_path: Path) -> None:
             {"group_size": 64},
             "none of 32, 64 and 128 divides it: set quantize: {scheme: none}",
         ),
+        (
+            {"model_type": "qwen2", "architecture": "Qwen2ForSequenceClassification"},
+            {},
+            "Qwen2ForSequenceClassification has no head for language, which mlx-lm gives it; give one (…ForCausalLM)",
+        ),
+        ({"model_type": "qwen2_vl", "architecture": "Qwen2VLForConditionalGeneration"}, {}, ""),
+        ({"model_type": "qwen2", "scaled": [{"rope_type": "yarn", "factor": 4.0}]}, {}, ""),
+        ({"model_type": "qwen2", "scaled": [{"rope_type": "yarn", "truncate": False}]}, {}, "whose bounds mlx-lm always rounds"),
+        ({"model_type": "qwen3_moe", "scaled": [{"rope_type": "yarn"}]}, {}, "yarn, which mlx-lm's qwen3_moe does not compute"),
+        ({"model_type": "phi3", "scaled": [{"rope_type": "longrope", "short_factor": [1.5], "long_factor": [1.5]}]}, {}, ""),
+        (
+            {"model_type": "phi3", "scaled": [{"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}]},
+            {},
+            "scaled by longrope, of which MLX applies the long_factor at every length",
+        ),
     ],
 )
 def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
@@ -256,16 +306,19 @@ def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) 
 
 
 def test_the_model_types_are_those_of_mlx_lm() -> None:
-    """Its modules with arguments of a model, and its own other names for them, read and not imported.
+    """Its modules with arguments of a model, and its own other names for them, read and not imported; without one that ends the process.
 
     `EDGEBUILD_REWRITE=1 pytest tests/backends/test_mlx.py` writes the list anew, when the lock names another mlx-lm.
     """
     package = Path(next(iter(importlib.util.find_spec("mlx_lm").submodule_search_locations)))  # type: ignore[union-attr,arg-type]
-    found = {path.stem for path in (package / "models").glob("*.py") if re.search(r"\bModelArgs\b", path.read_text("utf-8"))}
+    texts = {path.stem: path.read_text("utf-8") for path in (package / "models").glob("*.py")}
+    found = {name for name, text in texts.items() if re.search(r"\bModelArgs\b", text) and "sys.exit(" not in text}
     for node in ast.parse((package / "utils.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODEL_REMAPPING":
             found |= {name for name, model in ast.literal_eval(node.value).items() if model in found}
     assert language.shipped(mlx, "mlx_types.txt", found) == found
+    scaling = re.compile(r"scaling_config|rope_scaling\[|self\.rope_scaling|args\.rope_scaling|rope_type")
+    assert [name for name in mlx.UNREAD if scaling.search(texts[name])] == []  # of positions that are scaled they read nothing
 
 
 def test_parameters() -> None:

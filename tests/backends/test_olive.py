@@ -66,13 +66,29 @@ def test_parameters_that_cannot_be(given: dict[str, Any], problem: str) -> None:
         olive.parameters("int8", given, False)
 
 
+@pytest.mark.parametrize("group", [7, 8, 100, 512])
+def test_groups_that_olive_does_not_have_are_told_before_it_runs(group: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"^group_size: Olive quantizes in groups of 16, 32, 64, 128, 256, not of {group}; take one"
+    ):
+        olive.parameters("int4", {"group_size": group}, False)
+
+
 @pytest.mark.parametrize(
     ("facts", "parameters", "reason"),
     [
         ({"format": "onnx"}, {}, ""),
         ({"format": "onnx", "operators": {"acme.Fold": 1}}, {}, "it uses the operator acme.Fold"),
+        (
+            {"format": "onnx", "weights": {"Conv": 9, "Gemm": 9}},
+            {"scheme": "int4", "group_size": 32},
+            "its int4 is for the weights of",
+        ),
+        ({"format": "onnx", "weights": {"Conv": 9, "MatMul": 9}}, {"scheme": "int4", "group_size": 32}, ""),
+        ({"format": "onnx", "weights": {"Conv": 9}}, {"scheme": "int8"}, ""),
         ({"architecture": "Phi3ForCausalLM"}, {"scheme": "int4", "passes": []}, ""),
         ({"architecture": "BertModel"}, {}, "Olive's ModelBuilder knows no language model 'BertModel'"),
+        *(({"architecture": f"{name}ForCausalLM"}, {}, f"'{name}ForCausalLM'") for name in ("Gemma3", "Olmo", "SmolLM3")),
         ({"architecture": "Phi3ForCausalLM", "quantized": "awq"}, {}, "it is quantized already (awq)"),
         (
             {"architecture": "Phi3ForCausalLM"},
@@ -81,6 +97,13 @@ def test_parameters_that_cannot_be(given: dict[str, Any], problem: str) -> None:
         ),
         ({"architecture": "Phi3ForCausalLM"}, {"passes": [{"type": "OnnxStaticQuantization"}]}, "a pass that calibrates takes"),
         ({"architecture": "Phi3ForCausalLM"}, {"passes": "auto"}, ""),
+        ({"architecture": "LlamaForCausalLM", "scaled": [{"rope_type": "llama3"}]}, {}, ""),
+        ({"architecture": "Qwen2ForCausalLM", "scaled": [{"rope_type": "yarn"}]}, {}, "Olive's ModelBuilder never rounds"),
+        (
+            {"architecture": "HunYuanDenseV1ForCausalLM", "scaled": [{"rope_type": "linear"}]},
+            {},
+            "positions are scaled by linear",
+        ),
     ],
 )
 def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgebuild import onnxsource
 from edgebuild.assess import assess
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
@@ -90,7 +91,7 @@ def test_the_ladder_finds_what_quantizes_magika(content: Path, tmp_path: Path) -
 
 
 # -- models for which no recipe does ---------------------------------------------------------------------------------------
-def nested(path: Path) -> None:
+def nested(path: Path, width: int | str = 64) -> None:
     """A matrix product that lies, weights and all, in the branches of an If: no tool reaches it."""
     weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
@@ -108,7 +109,7 @@ def nested(path: Path) -> None:
     graph = helper.make_graph(
         nodes,
         "nested",
-        [value("x", TensorProto.FLOAT, ["N", 64])],
+        [value("x", TensorProto.FLOAT, ["N", width])],
         [value("y", TensorProto.FLOAT, ["N", 64])],
         [onnx.numpy_helper.from_array(np.zeros((), np.float32), "zero")],
     )
@@ -135,6 +136,11 @@ def test_weights_in_subgraphs_are_said_to_be_unquantizable(tmp_path: Path) -> No
     assert {row["held"] for row in evidence["quantization"]["rungs"]} <= {False, None}
     assert evidence["bundle"]["bytes"] is None
     assert not (tmp_path / "dist").exists() or not list((tmp_path / "dist").iterdir())
+    # A size that no branch can take: ONNX Runtime does not load it, and that is not all there is to say.
+    nested(tmp_path / "nested.onnx", "M")
+    result = build(tmp_path, target.replace("nested.onnx", "nested.onnx, shape: {x: [4, 32]}") + "quantize: {scheme: int8}\n")
+    assert "ONNX Runtime does not load model.onnx" in result.stderr
+    assert "nor could it be quantized: all its weights lie inside If" in result.stderr
 
 
 @pytest.mark.slow
@@ -260,10 +266,10 @@ def products(path: Path, width: int = 128) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def int4(source: Path, out: Path, **settings: Any) -> tuple[dict[str, Any], onnx.GraphProto]:
+def in_groups(source: Path, out: Path, scheme: str = "int4", **settings: Any) -> tuple[dict[str, Any], onnx.GraphProto]:
     """→ the report, and the graph that was made."""
     out.mkdir()
-    params = {"scheme": "int4", **onnxruntime.parameters("int4", settings, calibrated=False)}
+    params = {"scheme": scheme, **onnxruntime.parameters(scheme, settings, calibrated=False)}
     outputs = {"model": out / "model", "report": out / "report.json"}
     source.parent.mkdir(exist_ok=True)
     action = Action(verb="quantize", backend="onnxruntime", params=params, inputs={"model": source.parent}, outputs=outputs)
@@ -278,10 +284,15 @@ def linear(tmp_path: Path) -> Path:
     return tmp_path / "source" / "model.onnx"
 
 
-@pytest.mark.parametrize(("symmetric", "group"), [(False, 64), (True, 32)])
-def test_int4_reaches_every_product_with_constant_weights(linear: Path, tmp_path: Path, symmetric: bool, group: int) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "symmetric", "group", "same"), [("int4", False, 64, 0.95), ("int4", True, 32, 0.95), ("int8", False, 64, 0.9999)]
+)
+def test_every_product_with_constant_weights_is_reached(
+    linear: Path, tmp_path: Path, scheme: str, symmetric: bool, group: int, same: float
+) -> None:
     """Also a Gemm, which the tool itself does not know; the one without constant weights stays, and so does what is computed."""
-    found, graph = int4(linear, tmp_path / "made", symmetric=symmetric, group_size=group)
+    given = {"symmetric": symmetric, "group_size": group, **({"method": "weights"} if scheme == "int8" else {})}
+    found, graph = in_groups(linear, tmp_path / "made", scheme, **given)
     assert (found["operators"], found["quantizable"], found["group_size"]) == (3, 4, group)
     blocks = [node for node in graph.node if node.op_type == "MatMulNBits"]
     assert [node.op_type for node in graph.node].count("Gemm") == 1
@@ -290,28 +301,25 @@ def test_int4_reaches_every_product_with_constant_weights(linear: Path, tmp_path
     rng = np.random.default_rng(1)
     feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("x", (32, 128)), ("other", (128, 4)))}
     before, after = (onnxruntime.open(path).infer(feeds)["y"] for path in (linear, tmp_path / "made" / "model"))
-    assert 0.95 < float((before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)) < 0.99999
-    facts, settings = (
-        assess({"model": linear}),
-        onnxruntime.parameters("int4", {"symmetric": symmetric, "group_size": group}, False),
-    )
-    assert onnxruntime.estimate(facts, "int4", settings, 0).artifact == pytest.approx(found["bytes_after"], rel=0.1)
+    assert same < float((before * after).sum() / np.linalg.norm(before) / np.linalg.norm(after)) < 0.999999
+    facts, settings = assess({"model": linear}), onnxruntime.parameters(scheme, given, False)
+    assert onnxruntime.estimate(facts, scheme, settings, 0).artifact == pytest.approx(found["bytes_after"], rel=0.1)
     again = tmp_path / "again"
-    int4(linear, again, symmetric=symmetric, group_size=group)
+    in_groups(linear, again, scheme, **given)
     assert (again / "model" / "model.onnx").read_bytes() == (tmp_path / "made" / "model" / "model.onnx").read_bytes()
 
 
 def test_what_is_excluded_stays_float(linear: Path, tmp_path: Path) -> None:
     """By a node's name, by an operator; all of them: nothing is left to do, and that is said."""
-    assert int4(linear, tmp_path / "a", exclude=["last"])[0]["operators"] == 2
-    found, graph = int4(linear, tmp_path / "b", exclude=["Gemm"])
+    assert in_groups(linear, tmp_path / "a", exclude=["last"])[0]["operators"] == 2
+    found, graph = in_groups(linear, tmp_path / "b", exclude=["Gemm"])
     assert found["operators"] == 1
     assert [node.op_type for node in graph.node].count("Gemm") == 3
     with pytest.raises(StepFailed, match="nothing was quantized"):
-        int4(linear, tmp_path / "c", exclude=["Gemm", "MatMul"])
+        in_groups(linear, tmp_path / "c", exclude=["Gemm", "MatMul"])
 
 
-def test_int4_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+def test_what_is_in_groups_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info
     kernel = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
     image = [value("x", TensorProto.FLOAT, [1, 3, 8, 8])], [value("y", TensorProto.FLOAT, [1, 4, 6, 6])]
@@ -321,6 +329,10 @@ def test_int4_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     assert "this model has none; write scheme: int8" in onnxruntime.refuse(facts, {"scheme": "int4", **settings})
     with pytest.raises(ValueError, match="group_size: ONNX Runtime has kernels for 16, 32, 64, 128, 256, not for 48"):
         onnxruntime.parameters("int4", {"group_size": 48}, calibrated=False)
+    settings = onnxruntime.parameters("int8", {"method": "weights"}, calibrated=False)
+    assert "this model has none; write method: dynamic" in onnxruntime.refuse(facts, {"scheme": "int8", **settings})
+    with pytest.raises(ValueError, match="group_size: weights alone are quantized in groups; write method: weights"):
+        onnxruntime.parameters("int8", {"group_size": 64}, calibrated=False)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------------
@@ -333,3 +345,21 @@ def test_each_rung_is_a_method_by_its_name() -> None:
         onnxruntime.parameters("int8", {"method": "statik"}, calibrated=True)
     with pytest.raises(ValueError, match=r"method: conv needs calibration.data"):
         onnxruntime.parameters("int8", {"method": "conv"}, calibrated=False)
+
+
+def test_what_the_runtime_does_not_load_is_told_without_paths_and_with_what_to_do(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "new", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 99)]), tmp_path / "new.onnx")
+    with pytest.raises(StepFailed) as caught:
+        onnxsource.OnnxSession(tmp_path / "new.onnx")
+    assert str(caught.value).startswith("ONNX Runtime does not load new.onnx: ONNX Runtime only ")
+    assert "Opset 99" in str(caught.value)
+    assert str(caught.value).endswith("; export it without what is named here")
+
+
+def test_what_has_nothing_to_quantize_is_told_as_that() -> None:
+    with pytest.raises(StepFailed, match=r"^nothing was quantized: it has no operator that could be \(Conv, …\); leave"):
+        onnxsource.check_quantized(0, 0, ("Conv",), 10, 10)
+    with pytest.raises(StepFailed, match="none of its 3 quantizable operators"):
+        onnxsource.check_quantized(0, 3, ("Conv",), 10, 10)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgebuild import reference
+from edgebuild import original
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
 from edgebuild.backends import onnxruntime, onnxruntime_lm
@@ -120,19 +121,28 @@ def swap_all(tokenizer: dict[str, Any]) -> None:
 
 # -- quantizing -----------------------------------------------------------------------------------------------------------
 @needs_onnxruntime_lm
-@pytest.mark.parametrize("given", [{"group_size": 16}, {"group_size": 64, "symmetric": True}, {"group_size": 256}])
-def test_quantize(converted: Path, tmp_path: Path, given: dict[str, Any]) -> None:
-    outcome = quantize(converted / "model", tmp_path / "out", **given)
+@pytest.mark.parametrize(
+    ("scheme", "given", "most"),
+    [
+        ("int4", {"group_size": 16}, 0.05),
+        ("int4", {"group_size": 64, "symmetric": True}, 0.05),
+        ("int4", {"group_size": 256}, 0.05),
+        ("int8", {"method": "weights", "group_size": 64}, 1e-4),  # a hundredth of what int4 loses
+        ("int8", {"method": "weights", "group_size": 256, "symmetric": True}, 1e-4),
+    ],
+)
+def test_quantize(converted: Path, tmp_path: Path, scheme: str, given: dict[str, Any], most: float) -> None:
+    outcome = quantize(converted / "model", tmp_path / "out", scheme=scheme, **given)
     found = report(tmp_path / "out")
     assert (found["operators"], found["quantizable"], found["not_quantized"]) == (21, 21, [])
-    assert outcome.summary.startswith(f"int4 in groups of {given['group_size']}, 21 of 21 matrix products, ")
+    assert outcome.summary.startswith(f"{scheme} in groups of {given['group_size']}, 21 of 21 matrix products, ")
     facts = assess(inputs(MODEL))
-    for scheme, folder in (("none", converted), ("int4", tmp_path / "out")):
+    for made, folder in (("none", converted), (scheme, tmp_path / "out")):
         size = sum(len(data) for data, _ in contents(folder / "model").values())
-        expected = onnxruntime.estimate(facts, scheme, onnxruntime.parameters("int4", given, False), 0).artifact
+        expected = onnxruntime.estimate(facts, made, onnxruntime.parameters(scheme, given, False), 0).artifact
         assert 0.97 < size / expected < 1.03
     tokens = golden(MODEL).tokens
-    assert 0 < divergence(logits(converted, tokens), logits(tmp_path / "out", tokens)) < 0.05
+    assert 0 < divergence(logits(converted, tokens), logits(tmp_path / "out", tokens)) < most
 
 
 @pytest.mark.parametrize(
@@ -192,8 +202,9 @@ def test_a_text_that_is_longer_than_the_window_of_a_layer(tmp_path: Path, kind: 
     source = tmp_path / "source"
     random_weights(source, kind, WINDOWS[kind])
     convert(source, tmp_path / "out", by_torch=True)
+    assert [one["tokens"] for one in report(tmp_path / "out")["against"]] == [64, 64]  # of one text's end, beyond all windows
     tokens = ((np.arange(100) * 7919 + 11) % 2000 + 5).astype(np.int32)
-    _, exact = reference.by_transformers(source, tokens)
+    ((_, exact),) = original.by_transformers(source, tokens)
     assert divergence(exact, logits(tmp_path / "out", tokens)) < 1e-6
     plain = ort.InferenceSession(str(tmp_path / "out/model/model.onnx"), providers=["CPUExecutionProvider"])
     given = tokens[None].astype(np.int64)
@@ -226,7 +237,38 @@ def test_the_example_for_any_computer(tmp_path: Path) -> None:
     assert {"latency_p50", "peak_memory", "artifact_bytes", "kl_mean", "same_top"} <= language.measured(evidence)
 
 
+@pytest.mark.parametrize(("scaling", "original"), [(None, 512), ({"rope_type": "longrope"}, 64)])
+def test_a_phi3_is_of_two_lengths_by_a_longrope_alone(scaling: dict[str, Any] | None, original: int) -> None:
+    config = {
+        "model_type": "phi3",
+        "max_position_embeddings": 512,
+        "original_max_position_embeddings": 64,
+        "rope_scaling": scaling,
+    }
+    assert onnxruntime_lm._spelt_out(config)["original_max_position_embeddings"] == original
+
+
 # -- without any of it ----------------------------------------------------------------------------------------------------
+# Each converted once, of random weights, and held against transformers.
+SCALED: Sequence[tuple[str, Mapping[str, Any], str]] = (
+    ("LlamaForCausalLM", {"rope_type": "llama3"}, ""),
+    ("LlamaForCausalLM", {"rope_type": "dynamic"}, ""),
+    (
+        "LlamaForCausalLM",
+        {"rope_type": "linear"},
+        "by linear, which onnxruntime-genai's model builder (of LlamaForCausalLM) does not",
+    ),
+    ("LlamaForCausalLM", {"rope_type": "longrope"}, "positions are scaled by longrope"),
+    ("Phi3ForCausalLM", {"rope_type": "longrope"}, ""),
+    ("Qwen2ForCausalLM", {"rope_type": "linear"}, ""),
+    ("Qwen2ForCausalLM", {"rope_type": "llama3"}, "positions are scaled by llama3"),
+    ("Qwen2ForCausalLM", {"rope_type": "yarn"}, "never rounds (truncate); name another framework"),
+    ("GptOssForCausalLM", {"rope_type": "yarn", "truncate": False}, ""),
+    ("Qwen2ForCausalLM", {"rope_type": "yarn", "truncate": False, "attention_factor": 1.0}, "with an attention_factor, which"),
+    ("HunYuanDenseV1ForCausalLM", {"rope_type": "yarn"}, "positions are scaled by yarn"),
+)
+
+
 @pytest.mark.parametrize(
     ("facts", "parameters", "reason"),
     [
@@ -244,21 +286,32 @@ def test_the_example_for_any_computer(tmp_path: Path) -> None:
         (
             {"architecture": "GptOssForCausalLM", "experts": 32},
             {"scheme": "int4", "group_size": 64},
-            "the weights of its 32 experts would stay in float32, as int4 is of matrix products alone; write scheme: none",
+            "the weights of its 32 experts would stay in float32, as only matrix products are quantized; write scheme: none",
         ),
         ({"architecture": "GptOssForCausalLM", "experts": 32}, {}, ""),
         ({"architecture": "Phi3ForCausalLM", "quantized": "awq"}, {}, "quantized already (awq); give the float model"),
         (
             {"architecture": "Phi3ForCausalLM"},
             {"scheme": "int8", "method": "dynamic"},
-            "int8 is for ONNX models; of a language model it makes int4 of weights: write scheme: int4, or none",
+            "method: dynamic is for ONNX models; of a language model weights alone are quantized: write method: weights",
         ),
+        ({"architecture": "Phi3ForCausalLM"}, {"scheme": "int8", "method": "weights", "group_size": 64}, ""),
+        *(({"architecture": name, "scaled": [scaled]}, {}, reason) for name, scaled, reason in SCALED),
     ],
 )
 def test_refuse(facts: dict[str, Any], parameters: dict[str, Any], reason: str) -> None:
     found = onnxruntime.refuse(ModelFacts(**{"format": "huggingface", **facts}), parameters)
     assert reason in found
     assert bool(reason) == bool(found)
+
+
+def test_what_is_refused_has_an_estimate_too() -> None:
+    """`plan` asks for it before it says why not."""
+    facts = ModelFacts(format="huggingface", parameters={"F32": 1000}, weights={"": 900})
+    refused, float32 = (
+        onnxruntime.estimate(facts, *one, 0) for one in (("int8", onnxruntime.parameters("int8", {}, False)), ("none", {}))
+    )
+    assert refused.artifact == float32.artifact
 
 
 def test_a_group_size_without_a_kernel() -> None:

@@ -283,7 +283,9 @@ def test_exclude_by_the_names_of_the_source(tmp_path: Path) -> None:
 def test_nothing_to_quantize_and_bigger_files_fail(tmp_path: Path) -> None:
     source = save(tmp_path / "add.onnx", [helper.make_node("Add", ["x", "w"], ["y"])], [tensor("w", [64])], ["N", 64], ["N", 64])
     convert(source, tmp_path / "add")
-    with pytest.raises(StepFailed, match=r"nothing was quantized: none of its 0 .* leave this model unquantized"):
+    with pytest.raises(
+        StepFailed, match=r"nothing was quantized: it has no operator that could be .* leave this model unquantized"
+    ):
         quantize(tmp_path / "add/model", tmp_path / "no", "int8")
     convert(dense(tmp_path / "tiny.onnx", 4, 4), tmp_path / "tiny")
     with pytest.raises(StepFailed, match=r"quantizing made it bigger: .* leave this model unquantized"):

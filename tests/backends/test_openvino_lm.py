@@ -242,6 +242,10 @@ def test_the_example_for_a_server(tmp_path: Path) -> None:
             "optimum-intel exports no language model of type 'bert'; name another framework",
         ),
         ({"model_type": "gemma2"}, {}, "optimum-intel exports no language model of type 'gemma2'"),  # of the lock's transformers
+        ({"model_type": "gpt2", "architecture": "GPT2LMHeadModel"}, {}, ""),
+        ({"model_type": "bart", "architecture": "BartForCausalLM"}, {}, ""),
+        ({"model_type": "bart", "architecture": "BartForConditionalGeneration"}, {}, "is no decoder with a head for language"),
+        ({"model_type": "phi3", "architecture": "Phi3ForSequenceClassification"}, {}, "is no decoder with a head for language"),
         (
             {"model_type": "own", "custom_code": True},
             {},
@@ -285,7 +289,10 @@ def test_estimates_of_phi3_mini_are_as_measured() -> None:
 
 @needs_openvino_lm
 def test_the_model_types_are_those_of_optimum() -> None:
-    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_openvino_lm.py` writes the list anew, when the lock names another optimum-intel."""
+    """`EDGEBUILD_REWRITE=1 pytest tests/backends/test_openvino_lm.py` writes the list anew, when the lock names another optimum-intel.
+
+    Each was exported with random weights, and computes what its source does; but afmoe, which is far off, and left out.
+    """
     import optimum.exporters.openvino.model_configs  # noqa: F401 - it fills the list
     import transformers
     from optimum.exporters.openvino.utils import ONNX_SUPPORTED_ARCHITECTURES
@@ -294,7 +301,7 @@ def test_the_model_types_are_those_of_optimum() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     here, found = Version(transformers.__version__), set()
-    for kind in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(ONNX_SUPPORTED_ARCHITECTURES):
+    for kind in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {*ONNX_SUPPORTED_ARCHITECTURES, "afmoe"}:
         try:
             tasks = TasksManager.get_supported_tasks_for_model_type(kind, "openvino", library_name="transformers")
         except KeyError:

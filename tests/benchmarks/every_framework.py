@@ -40,7 +40,7 @@ print(tokenizer.decode(generator.get_sequence(0)))
 SAYING = {
     "android-phi3": (
         "llamacpp",
-        "import glob, llama_cpp\nmodel = llama_cpp.Llama(glob.glob('model/**/*.gguf', recursive=True)[0], verbose=False)\n"
+        "import glob, llama_cpp\nmodel = llama_cpp.Llama(glob.glob('**/*.gguf', recursive=True)[0], verbose=False)\n"
         "print({prompt!r} + model({prompt!r}, max_tokens=24)['choices'][0]['text'])",
     ),
     "server-phi3": (

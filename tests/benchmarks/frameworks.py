@@ -38,7 +38,14 @@ framework: onnxruntime
 quantize: {scheme: int8, method: dynamic}
 package: {kind: folder, archive: false}
 """
-SCRIPT = "import json, sys; from edgebuild.worker import perform; print(perform(json.load(open(sys.argv[1]))).summary)"
+SCRIPT = """import json, pathlib, shutil, sys
+from edgebuild.worker import perform
+record = json.load(open(sys.argv[1]))
+outcome = perform(record)
+for place, role in outcome.kept.items():
+    shutil.copyfile(record["inputs"][role], pathlib.Path(record["outputs"]["report"]).parent / place)
+print(outcome.summary)
+"""
 
 
 def large(path: Path, size: int) -> None:

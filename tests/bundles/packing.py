@@ -1,30 +1,52 @@
 """Small artifacts and backends of known answers, to pack bundles from without a framework; and how a bundle looks as text."""
 
+import atexit
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from edgebuild import bundle
+from edgebuild import bundle, signing
 from edgebuild.backend import Backend, Needs, Session
-from edgebuild.bundles import BUNDLES
-from edgebuild.step import Action, Outcome
+from edgebuild.bundles import BUNDLES, PARTICULAR, SIGNED, apk, firmware_linux, programs
+from edgebuild.step import Action, Image, Outcome
+from tests.wheels import wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "templates"
 GOLDEN = Path(__file__).parent / "golden"
 FACTS: Mapping[str, Mapping[str, Any]] = {
+    "android": {"min_sdk": 26},
     "ios": {"ios": "17.0", "macos": "14.0", "swift_tools": "6.2"},
     "onnx": {"onnxruntime_web": "1.20"},
     "folder": {},
+    "container": {},
+    "firmware": {},
 }
-FRAMEWORK = {"ios": "mlx", "onnx": "onnxruntime", "folder": "fake"}
-WEIGHTS = (".onnx", ".ort", ".safetensors")
+FRAMEWORK = {
+    "android": "llamacpp",
+    "container": "onnxruntime",
+    "firmware": "fake",
+    "folder": "fake",
+    "ios": "mlx",
+    "onnx": "onnxruntime",
+}
+WEIGHTS = (".onnx", ".ort", ".safetensors", ".gguf", ".apk", ".whl")  # what is no text
+LANGUAGE = ("android", "ios")  # kinds whose small model is a language model
+# What differs by the tools' versions and the test key, or is another project's: whole files, and places in some.
+LEFT_OUT = (*WEIGHTS, ".swu", ".raucb", ".bin", ".pem", "src/model.c", "src/emlearn/")
+BLANKED = {"swupdate/sw-description": r'(?<=sha256 = ")\w+', "README.md": r"(?<=\| )[\d.]+ (?:k?B|KiB at most)(?= \|)"}
 
 
 class Doubling:
@@ -94,7 +116,7 @@ def backend(kind: str) -> Backend:
         from edgebuild.backends import onnxruntime
 
         return onnxruntime
-    return Stub(Counting() if kind == "ios" else Doubling())
+    return Stub(Counting() if kind in LANGUAGE else Doubling())
 
 
 def artifact(kind: str, folder: Path) -> Path:
@@ -106,6 +128,8 @@ def artifact(kind: str, folder: Path) -> Path:
         (folder / "config.json").write_text('{"model_type": "counting"}\n')
         (folder / "model.safetensors").write_bytes(bytes(range(64)))
         (folder / "tokenizer.json").write_text("{}\n")
+    elif kind == "android":
+        (folder / "model.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 32)  # as compressible as it can be
     else:
         (folder / "payload.json").write_text("{}\n")
     return folder
@@ -136,13 +160,14 @@ def files(folder: Path) -> list[Path]:
 
 
 def action(kind: str, model: Path, out: Path, inputs: Mapping[str, Path] | None = None, **changes: Any) -> Action:
-    """The package step of a small target; `changes` replace parameters."""
+    """The package step of a small target; `changes` replace parameters. Skipped where a tool of its kind is missing, failed in CI."""
+    require(MADE_WITH.get(kind, {}))
     out.mkdir(parents=True)
     params = {
         "name": f"small-{kind}",
         "description": "A small model",
         "version": "1.2.3",
-        "task": "text-generation" if kind == "ios" else "image-classification",
+        "task": "text-generation" if kind in LANGUAGE else "image-classification",
         "scheme": "int4",
         "kind": kind,
         "platform": {"name": "device", "description": "Some device", "facts": FACTS[kind]},
@@ -150,7 +175,46 @@ def action(kind: str, model: Path, out: Path, inputs: Mapping[str, Path] | None 
     }
     outputs = {name: out / name for name in ("bundle", "archive", "report")}
     read = {"model": model, **templates(kind), **(inputs or {})}
-    return Action(verb="package", backend=FRAMEWORK[kind], params={**params, **changes}, inputs=read, outputs=outputs)
+    given: dict[str, Any] = {"params": {**params, **changes}, "inputs": read, "outputs": outputs}
+    given["key"] = own_pair(SIGNED[kind].signs(given["params"]["platform"]["facts"])) if kind in SIGNED else None
+    if kind == "container":
+        given["image"] = Image(wheels=wheels(out / "wheels"), base=None, no_base="none in a test")
+    return Action(verb="package", backend=FRAMEWORK[kind], **given)
+
+
+def wheels(folder: Path) -> Path:
+    """Two that hold nothing, the same bytes each time."""
+    folder.mkdir()
+    for name in ("first", "second"):
+        file, content = wheel(name, "1.0", {})
+        (folder / file).write_bytes(content)
+    return folder
+
+
+@cache
+def keys() -> str:
+    """A cache of users' keys for this process, apart from the user's, whatever a test or a fixture has as its cache."""
+    folder = tempfile.mkdtemp(prefix="edgebuild-tests-key-")
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+def own_pair(takes: signing.Takes = firmware_linux.TAKES) -> signing.Pair:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", keys())
+        return signing.users_pair(takes)
+
+
+# Programs → Debian's packages.
+MADE_WITH: Mapping[str, Mapping[str, str]] = {"android": apk.TOOLS, "firmware": firmware_linux.TOOLS}
+
+
+def require(tools: Mapping[str, str]) -> None:
+    """Skip the test where programs are missing; fail it where CI says that they are there."""
+    if lacking := programs.absent(tools):
+        if "CI" in os.environ:
+            pytest.fail(f"CI is set, so all must be there: {programs.missing(lacking, tools)}")
+        pytest.skip(programs.missing(lacking, tools))
 
 
 def pack(kind: str, place: Path, with_backend: Backend | None = None, **changes: Any) -> Path:
@@ -166,26 +230,35 @@ def report(packed: Path) -> dict[str, Any]:
     return content
 
 
+def self_tested(line: str) -> dict[str, Any]:
+    """What a self-test printed last, held against its schema."""
+    found: dict[str, Any] = json.loads(line, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    jsonschema.validate(found, json.loads((ROOT / "schemas" / "selftest.json").read_text()))
+    return found
+
+
 def as_text(folder: Path) -> dict[str, str]:
-    """A bundle's text files by path; in its manifest the instruction set and what belongs to weights are blanked."""
-    found = {}
+    """A bundle's text files by path; in its manifest the instruction set, and what is left out or blanked here, are blanked."""
+    found, blank = {}, set()
+    signed = json.loads((folder / bundle.MANIFEST).read_text())["kind"] in PARTICULAR
     for path in files(folder):
         place = path.relative_to(folder).as_posix()
-        if path.suffix in WEIGHTS:
+        if place.endswith(LEFT_OUT) or "src/emlearn/" in place:
+            blank.add(place)
             continue
         text = path.read_bytes().decode()
-        if place == bundle.MANIFEST:
-            text = re.sub(r'"isa": "[^"]*"', '"isa": "ISA"', text)
-            weights = "|".join(re.escape(suffix) for suffix in WEIGHTS)
-            text = re.sub(rf'("path": "[^"]*(?:{weights})", "sha256": )"[^"]*", "size": \d+', r'\1"SHA256", "size": 0', text)
+        if signed and place in BLANKED:
+            text = re.sub(BLANKED[place], "BLANK", text)
+            blank.add(place)
         found[place] = text
-    return found
+    text = re.sub(r'"isa": "[^"]*"', '"isa": "ISA"', found[bundle.MANIFEST])
+    places = "|".join(map(re.escape, blank))
+    entry = rf'("path": "(?:{places})", "sha256": )"[^"]*", "size": \d+'
+    return {**found, bundle.MANIFEST: re.sub(entry, r'\1"SHA256", "size": 0', text)}
 
 
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
-    import os
-
     before = os.umask(mask)
     try:
         yield

@@ -2,20 +2,26 @@
 
 import json
 import os
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
-from edgebuild import bundle
-from edgebuild.bundles import BUNDLES
+from edgebuild import bundle, render, shipped, signing
+from edgebuild.bundles import BUNDLES, SIGNED
+from edgebuild.comparison import settled_files
 from edgebuild.errors import StepFailed
+from edgebuild.project import Project
 from tests.bundles.packing import (
     FRAMEWORK,
     GOLDEN,
+    ROOT,
     Counting,
     Doubling,
     Stub,
@@ -23,10 +29,12 @@ from tests.bundles.packing import (
     artifact,
     as_text,
     files,
+    own_pair,
     pack,
     report,
     umask,
 )
+from tests.conftest import Lab
 
 KINDS = sorted(BUNDLES)
 
@@ -45,8 +53,10 @@ def test_same_bytes_in_two_places_under_two_umasks(kind: str, tmp_path: Path) ->
         with umask(mask):
             folder = pack(kind, place)
         assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_dir()} <= {0o755}
-        tree = {path.relative_to(folder): (path.read_bytes(), path.stat().st_mode) for path in files(folder)}
-        made.append((tree, (folder.parent / "archive").read_bytes(), report(folder)))
+        tree = {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mode) for path in files(folder)}
+        same = settled_files(kind, folder) if kind in SIGNED else {}
+        tree |= {place: (digest.encode(), tree[place][1]) for place, digest in same.items()}  # but for signatures
+        made.append((tree, *(() if same else ((folder.parent / "archive").read_bytes(), report(folder)))))
     assert made[0] == made[1]
 
 
@@ -64,14 +74,23 @@ def test_what_every_bundle_holds(kind: str, tmp_path: Path) -> None:
     found = report(folder)
     sizes = sum(path.stat().st_size for path in files(folder))
     assert found["files"] == len(listed) + 1
-    assert found["bytes"] == sizes == found["weights_bytes"] + found["shell_bytes"]
+    assert found["bytes"] == sizes == found["weights_bytes"] + found["shell_bytes"] + found.get("test_bytes", 0)
     assert found["kind"] == kind
-    assert found["level"] == {"ios": "L1", "onnx": "L4", "folder": "L4"}[kind]
+    levels = {"android": "L1", "container": "L2", "firmware": "L3", "folder": "L4", "ios": "L1", "onnx": "L4"}
+    assert found["level"] == levels[kind]
     assert bool(found["why_not_higher"]) == (found["level"] != "L4")
     assert found["tools"]
+    assert found["test_key"] == (kind in ("android", "firmware"))
+    jsonschema.validate(found, json.loads((ROOT / "schemas" / "evidence.json").read_text())["properties"]["bundle"])
     for path in files(folder):
         assert bool(path.stat().st_mode & 0o100) == path.read_bytes().startswith(b"#!")
         assert str(tmp_path).encode() not in path.read_bytes(), f"{path.name} names a place on this machine"
+
+
+@pytest.mark.parametrize("platform", sorted(Path(shipped.PACKAGE, "platforms").iterdir()), ids=lambda path: path.stem)
+def test_a_platform_describes_its_device_alone(platform: Path) -> None:
+    """Bundles of every kind are "for" it, by their README."""
+    assert not re.search("artifact|bundle|folder|;", yaml.safe_load(platform.read_text())["description"])
 
 
 def test_archive_holds_the_bundle(tmp_path: Path) -> None:
@@ -257,12 +276,45 @@ def test_a_model_that_answers_otherwise_from_the_bundle(tmp_path: Path) -> None:
     [("ios-phi3", "IosPhi3Model"), ("3d.net", "M3dNetModel"), ("a_b-c.d", "ABCDModel"), ("class", "ClassModel")],
 )
 def test_identifiers(name: str, module: str) -> None:
-    assert bundle.identifier(name) == module
+    assert render.identifier(name) == module
     assert module.isidentifier()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_frameworks_that_a_kind_takes(kind: str) -> None:
     taken = {name for name in ("mlx", "onnxruntime", "fake") if not BUNDLES[kind].refuse(name, "text-generation")}
-    assert taken == {"ios": {"mlx"}, "onnx": set(), "folder": {"mlx", "onnxruntime", "fake"}}[kind]
+    anything, nothing = {"mlx", "onnxruntime", "fake"}, set[str]()
+    others = {"ios": {"mlx"}, "folder": anything, "firmware": anything}
+    assert taken == others.get(kind, nothing)
     assert "text-generation" not in BUNDLES[kind].refuse("mlx", "image-classification") or kind == "ios"
+
+
+def test_a_key_that_was_exchanged_after_the_plan_signs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=r"^package\.sign: the key was exchanged while this was built; build again$"):
+        pack("android", tmp_path, sign={"public": "0" * 64, "test": True})
+    pack("android", tmp_path / "same", sign={"public": signing.public(own_pair()), "test": True})
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "said"),
+    [
+        ("android", ["min_sdk: 5"], "7: facts.min_sdk: '5' is not an SDK level of 24 or more, such as 26; correct it"),
+        ("container", ["base: python"], "7: facts.base: 'python' is no image by its digest, such as docker.io/library/"),
+        ("firmware", ["other: 1", "slot_a: /tmp"], "8: facts.slot_a: '/tmp' is no device of its own such as /dev/disk/"),
+        ("firmware", ["bootloader: mcuboot", "cpu: z80"], "8: facts.cpu: 'z80' is none of cortex-m3, cortex-m4, "),
+        ("folder", ['note: "a\\nb"'], "6: facts: 'facts.note' holds U+000A (a control character), which text for templates"),
+        ("ios", ["macos: 14"], "7: facts.macos: '14' is no version such as 14.0; correct it"),
+        ("onnx", ["onnxruntime_web: new"], "7: facts.onnxruntime_web: 'new' is no version such as 1.20; correct it"),
+    ],
+)
+def test_a_plan_refuses_what_a_bundle_cannot_state(
+    kind: str, facts: list[str], said: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its own kind alone: what another kind states may be anything."""
+    monkeypatch.chdir(lab.root)
+    platform = lab.root / "platforms" / "fake.yaml"
+    platform.write_text("".join([platform.read_text(), "facts:\n", *(f"  {line}\n" for line in facts)]))
+    before = Project().problems
+    platform.write_text(platform.read_text().replace("kind: folder", f"kind: {kind}"))
+    assert Project().problems["one"].startswith(f"platforms/fake.yaml:{said}")
+    assert (before == {}) == (kind != "folder")

@@ -90,40 +90,6 @@ def test_a_privacy_manifest_that_is_none() -> None:
         ios.check_privacy(PRIVACY.read_bytes().replace(b"<false/>", b""))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        'let a = "x \\(f("y (")) z"\n',
-        'let s = """\n a ( \\(b) "\n"""\n',
-        "/* ( /* [ */ */ f()",
-        'let r = #"a " ( \\"#; f()',
-        'let r = ##"""\n " """# ( \n"""##; f()',
-        "// (\n f() { [1] }",
-        'let e = "\\\\"; f("\\"")',
-    ],
-)
-def test_swift_that_closes(text: str) -> None:
-    assert ios.unbalanced(text) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("\nf(", "line 2: ( is never closed"),
-        ("f())", "line 1: ) closes nothing"),
-        ("(]", "line 1: ] closes nothing"),
-        ('let a = "x\n"', "line 1: a string is not closed"),
-        ('let a = "\\(f("x")"\n', "line 1: a string is not closed"),
-        ("/* a", "line 1: /* is never closed"),
-        ("*/", "line 1: */ closes nothing"),
-        ('"""\n x', 'line 1: """ is never closed'),
-        ('#"abc"', 'line 1: #" is never closed'),
-    ],
-)
-def test_swift_that_does_not_close(text: str, problem: str) -> None:
-    assert ios.unbalanced(text) == problem
-
-
 def test_swift_of_a_users_template_is_checked(tmp_path: Path) -> None:
     broken = tmp_path / "Broken.swift.j2"
     broken.write_text("func f( {}\n")
@@ -137,8 +103,8 @@ def test_facts_that_are_no_versions(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"facts\.ios: '17' is no version such as 17\.0; correct the platform file"):
         pack("ios", tmp_path, platform={"name": "p", "description": "", "facts": facts})
     with pytest.raises(StepFailed, match=r"facts\.swift_tools"):
-        ios.values({"swift_tools": "6.2;x"})
-    assert ios.values({})["ios"] == "17.0"
+        ios.values({"facts": {"swift_tools": "6.2;x"}})
+    assert ios.values({"facts": {}})["ios"] == "17.0"
 
 
 def test_an_artifact_that_is_no_model_folder(tmp_path: Path) -> None:

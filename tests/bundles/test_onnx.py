@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgebuild import bundle
 from edgebuild.bundles import onnx
 from edgebuild.bundles.ortformat import canonical
 from edgebuild.errors import StepFailed
-from tests.bundles.packing import ROOT, adding_model, pack, report
+from tests.bundles.packing import ROOT, adding_model, pack, report, self_tested
 
 DIGITS = ROOT / "targets" / "models" / "digits.onnx"
 SAVE = "import sys; from pathlib import Path; from edgebuild.bundles import onnx; onnx._save_as_ort(Path(sys.argv[1]), Path(sys.argv[2]))"
@@ -34,8 +35,7 @@ def run(*command: str, folder: Path) -> tuple[int, list[str]]:
 
 
 def evidence(lines: list[str]) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(lines[-1])
-    return content
+    return self_tested(lines[-1])
 
 
 def test_level(digits: Path) -> None:
@@ -89,6 +89,20 @@ def test_python_loader_tells_a_difference(digits: Path, tmp_path: Path) -> None:
     assert evidence(lines)["verdict"] == "FAIL"
     with pytest.raises(StepFailed, match=r"self-test loader.py fails: FAIL model.onnx differs by .* of the tolerance"):
         bundle.self_test(tmp_path / "b", "loader.py")
+
+
+def test_an_output_that_is_no_number_fails(digits: Path, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    shutil.copytree(digits, tmp_path / "b")
+    model = onnx.load(tmp_path / "b" / "model.onnx")
+    weights = next(one for one in reversed(model.graph.initializer) if one.data_type == onnx.TensorProto.FLOAT)
+    weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * np.float32("nan"), weights.name))
+    onnx.save(model, tmp_path / "b" / "model.onnx")
+    status, lines = run(sys.executable, "-B", "loader.py", "model.onnx", folder=tmp_path / "b")
+    assert (status, lines[0]) == (1, "FAIL model.onnx differs by inf of the tolerance")
+    assert evidence(lines)["measurements"][0]["value"] is None
 
 
 def test_javascript_is_valid(digits: Path, node: str) -> None:

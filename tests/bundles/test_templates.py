@@ -4,6 +4,7 @@ import ast
 import json
 import plistlib
 import re
+import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -15,20 +16,21 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgebuild import bundle
-from edgebuild.bundle import Identifier, Token, Word
-from edgebuild.bundles import BUNDLES
-from edgebuild.bundles.ios import unbalanced
+from edgebuild import bundle, render
+from edgebuild.bundle import Proof
+from edgebuild.bundles import BUNDLES, firmware_mcu, programs
+from edgebuild.bundles.tokens import SWIFT, unbalanced
 from edgebuild.errors import StepFailed
+from edgebuild.render import Identifier, Token, Word
 from tests.bundles.hostile import VALUES, WRITTEN
-from tests.bundles.packing import TEMPLATES, files, pack
+from tests.bundles.packing import MADE_WITH, TEMPLATES, files, pack, require
 
 EXAMPLES = 400
 
 
 def from_swift(token: str) -> str:
     assert token[0] == token[-1] == '"'
-    assert not unbalanced(f"let a = {token}\nlet b = [1]")
+    assert not unbalanced(f"let a = {token}\nlet b = [1]", SWIFT)
     body = re.sub(r"\\(.)", lambda match: {"\\": "\\", '"': '"'}[match[1]], token[1:-1])
     assert re.fullmatch(r'(?:[^"\\]|\\["\\])*', token[1:-1])
     return body
@@ -49,6 +51,38 @@ def from_markdown(token: str) -> str:
     return "".join(child.content for child in last) if token else ""
 
 
+def from_escapes(escaped: str) -> Callable[[str], str]:
+    """A literal in double quotes with a backslash before each of these characters, and none of them bare."""
+
+    def read(token: str) -> str:
+        assert token[0] == token[-1] == '"'
+        assert re.fullmatch(rf"(?:[^{escaped}]|\\[{escaped}])*", token[1:-1])
+        return re.sub(r"\\(.)", r"\1", token[1:-1])
+
+    return read
+
+
+def from_c(token: str) -> str:
+    assert re.fullmatch(r'"(?:[ !#->@-\[\]-~]|\\[0-7]{3})*"', token)
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), token[1:-1].encode()).decode()
+
+
+def from_shell(token: str) -> str:
+    (word,) = shlex.split(token)
+    return word
+
+
+def from_key_file(token: str) -> str:
+    assert token == token.strip(" ")
+    return re.sub(r"\\(.)", lambda match: {"\\": "\\", "s": " "}[match[1]], token)
+
+
+def from_properties(token: str) -> str:
+    assert re.fullmatch(r"(?:[\"-9;<>-\[\]-~]|\\u[0-9a-f]{4})*", token)
+    units = re.findall(r"\\u(....)|(.)", token)
+    return b"".join((int(unit, 16) if unit else ord(plain)).to_bytes(2, "big") for unit, plain in units).decode("utf-16-be")
+
+
 READERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,
     ".py": ast.literal_eval,
@@ -57,13 +91,21 @@ READERS: dict[str, Callable[[str], Any]] = {
     ".plist": lambda token: plistlib.loads(f'<plist version="1.0"><string>{token}</string></plist>'.encode()),
     ".swift": from_swift,
     ".md": from_markdown,
+    ".c": from_c,
+    ".kt": from_escapes(r"\\\"$"),
+    ".sh": from_shell,
+    ".raucm": from_key_file,
+    ".properties": from_properties,
+    "CMakeLists.txt": from_escapes(r"\\\"$"),
+    "Dockerfile": from_escapes(r"\\\"$"),
+    "sw-description": from_escapes(r"\\\""),
 }
 
 
 def survives(value: str) -> bool:
     """Whether the value is taken at all; what is refused is not rendered."""
     try:
-        bundle.check_values(value, "value")
+        render.check_values(value, "value")
     except StepFailed:
         return False
     return True
@@ -71,9 +113,9 @@ def survives(value: str) -> bool:
 
 def check(suffix: str, value: str) -> None:
     if not survives(value):
-        assert any(bundle._forbidden(character) for character in value)
+        assert any(render._forbidden(character) for character in value)
         return
-    token = bundle.finalize(suffix)(value)
+    token = render.finalize(suffix)(value)
     assert "\n" not in token
     assert "\r" not in token
     assert READERS[suffix](token) == (value.strip() if suffix == ".md" else value)
@@ -97,7 +139,7 @@ def test_made_up_hostile_values(suffix: str, value: str) -> None:
 def test_javascript_reads_back(values: list[str], node: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     taken = [value for value in [*WRITTEN, *values] if survives(value)]
     module = tmp_path_factory.mktemp("js") / "values.mjs"
-    token = bundle.finalize(".mjs")
+    token = render.finalize(".mjs")
     lines = ",\n".join(map(token, taken))
     module.write_text(f"console.log(JSON.stringify([\n{lines}\n]));\n", encoding="utf-8")
     done = subprocess.run([node, str(module)], capture_output=True, check=True, timeout=60)
@@ -106,7 +148,7 @@ def test_javascript_reads_back(values: list[str], node: str, tmp_path_factory: p
 
 def test_numbers_truth_and_nothing() -> None:
     for suffix, reader in (*READERS.items(),):
-        token = bundle.finalize(suffix)
+        token = render.finalize(suffix)
         if suffix in (".json", ".py", ".yaml", ".toml"):
             for number in (0, -7, 2**60, 1.5, -0.001, 1e-05, 1e300, 3.0):
                 assert reader(token(number)) == number
@@ -116,17 +158,19 @@ def test_numbers_truth_and_nothing() -> None:
         for wrong in (None, float("nan"), float("inf"), [1], {"a": 1}, b"x"):
             with pytest.raises(StepFailed, match="a placeholder's value is"):
                 token(wrong)
-    assert bundle.finalize(".plist")(True) == "<true/>"
+    assert render.finalize(".plist")(True) == "<true/>"
 
 
 def test_words_stand_bare_only_where_nothing_can_follow() -> None:
     for suffix in READERS:
-        token = bundle.finalize(suffix)
+        token = render.finalize(suffix)
         assert token(Token("as it is")) == "as it is"
-        assert (token(Word("a-1")) == "a-1") == (suffix in (".md", ".plist"))
-        assert (token(Identifier("Name")) == "Name") == (suffix in (".md", ".plist", ".swift", ".py"))
+        assert (token(Word("a-1")) == "a-1") == (suffix in (".md", ".plist", ".raucm", ".properties"))
+        assert (token(Identifier("Name")) == "Name") == (
+            suffix not in (".json", ".yaml", ".toml", "Dockerfile", "sw-description")
+        )
     with pytest.raises(StepFailed, match="x: 'a b' may hold"):
-        bundle.word("x", "a b")
+        render.word("x", "a b")
 
 
 @pytest.mark.parametrize(
@@ -142,17 +186,18 @@ def test_words_stand_bare_only_where_nothing_can_follow() -> None:
         ("{{ lipsum() }}", "a.json.j2", "'lipsum' is undefined"),
         ("{{ [1] | random }}", "a.json.j2", "No filter named 'random'"),
         ("{% include 'other' %}", "a.json.j2", "no loader"),
-        ("{{ x }}", "a.sh.j2", r"^template a.sh.j2: edgebuild knows no way to write values into such a file \(.sh\)"),
-        ("{{ x }}", "Dockerfile.j2", r"into such a file \(no suffix\)"),
+        ("{{ x }}", "a.bat.j2", r"^template a.bat.j2: edgebuild knows no way to write values into such a file \(.bat\)"),
+        ("{{ x }}", "a.ld.j2", r"^template a.ld.j2: a placeholder's value is 'text'; this format takes names and numbers alone"),
+        ("{{ x }}", "Makefile.j2", r"into such a file \(no suffix\)"),
     ],
 )
 def test_what_templates_may_not_do(source: str, rel: str, message: str) -> None:
     with pytest.raises(StepFailed, match=message):
-        bundle.render(source, rel, {"x": "text", "facts": {}})
+        render.render(source, rel, {"x": "text", "facts": {}})
 
 
 def test_safe_is_no_way_around() -> None:
-    assert bundle.render('{{ "<a" | safe }}{{ x }}', "a.md.j2", {"x": "*"}) == "\\<a\\*"
+    assert render.render('{{ "<a" | safe }}{{ x }}', "a.md.j2", {"x": "*"}) == "\\<a\\*"
 
 
 # -- whole templates --------------------------------------------------------------------------------------------------------
@@ -166,17 +211,32 @@ def values(kind: str, place: Path) -> dict[str, Any]:
 
     def watch(source: str, rel: str, given: dict[str, Any]) -> str:
         seen.update(given)
-        return ""
+        return render.render(source, rel, given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle, "render", watch)
+        for name, nothing in (("assemble", {}), ("verify", {}), ("consume", Proof(level="L0", tools={}))):  # of empty files
+            patch.setattr(BUNDLES[kind], name, lambda _, nothing=nothing: nothing)
         pack(kind, place)
+    if kind == "firmware":  # its other form
+        seen |= firmware_mcu.values(seen)
     return seen
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return {kind: values(kind, tmp_path_factory.mktemp(kind)) for kind in sorted(BUNDLES)}
+    """Of each kind that can be packed here."""
+    there = [kind for kind in sorted(BUNDLES) if not programs.absent(MADE_WITH.get(kind, {}))]
+    return {kind: values(kind, tmp_path_factory.mktemp(kind)) for kind in there}
+
+
+def takes_text(token: Callable[[Any], str]) -> bool:
+    """Whether the format has a way to write text; else no template of it can name what is free."""
+    try:
+        token("")
+    except StepFailed:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("template", ALL, ids=lambda path: path.relative_to(TEMPLATES).as_posix())
@@ -187,13 +247,15 @@ def test_a_value_changes_its_own_token_and_nothing_else(
 ) -> None:
     """Rendered with hostile values, a template is what it is with harmless ones but for the tokens of those values."""
     kind, _, rel = template.relative_to(TEMPLATES).as_posix().partition("/")
-    source, token = template.read_text(encoding="utf-8"), bundle.finalize(template.with_suffix("").suffix)
+    require(MADE_WITH.get(kind, {}))
+    source, token = template.read_text(encoding="utf-8"), render.finalize(template.with_suffix("").name)
     harmless, hostile = dict(known[kind]), dict(known[kind])
     marks = {}
     for key in (*FREE, "licence", "input"):
         value = data.draw(VALUES.filter(bool).filter(survives), label=key)
         mark = f"MARK{key.upper().replace('_', '')}MARK"
-        marks[token(mark)] = token(value)
+        if takes_text(token):
+            marks[token(mark)] = token(value)
         for filled, one in ((harmless, mark), (hostile, value)):
             if key == "licence":
                 filled["licences"] = [one]
@@ -201,29 +263,34 @@ def test_a_value_changes_its_own_token_and_nothing_else(
                 filled["inputs"] = filled["outputs"] = [{"name": one, "dtype": "float32", "shape": "1"}]
             else:
                 filled[key] = one
-    expected = bundle.render(source, rel, harmless)
+    expected = render.render(source, rel, harmless)
     for mark, made in marks.items():
         expected = expected.replace(mark, made)
-    assert bundle.render(source, rel, hostile) == expected
+    assert render.render(source, rel, hostile) == expected
 
 
 # -- placeholders in quotes and comments ------------------------------------------------------------------------------------
 HOLE = "\ue000"
 _SLASHES = r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/'
+_HASHES = r'"(?:\\.|[^"\\\n])*"|\'[^\']*\'|#[^\n]*'
 QUOTED = {
+    **dict.fromkeys((".c", ".h", ".cpp", ".kt", ".kts", ".ld", "sw-description"), _SLASHES + "|#[^\n]*"),
+    **dict.fromkeys((".sh", ".yaml", ".yml", ".toml", "CMakeLists.txt", ".cmake", "Dockerfile"), _HASHES),
+    **dict.fromkeys((".raucm", ".ini", ".properties"), r"^[#!;][^\n]*|\[[^\n]*\]"),
     ".swift": _SLASHES,
     ".mjs": _SLASHES + r"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`",
     ".json": r'"(?:\\.|[^"\\\n])*"',
     ".py": r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|#[^\n]*",
-    ".xcprivacy": r'<!--.*?-->|"[^"]*"|\'[^\']*\'|<[^>]*>',
+    **dict.fromkeys((".xcprivacy", ".xml"), r'<!--.*?-->|"[^"]*"|\'[^\']*\'|<[^>]*>'),
     ".md": r"<!--.*?-->|<[a-zA-Z/][^>]*>|(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)|\]\([^)]*\)",
 }
-BARE = {"{{ module }}"}  # identifiers, which may stand in examples of code in a README
+BARE = {"{{ module }}", "{{ package }}", "{{ run }}"}  # identifiers, which may stand in examples of code in a README
 
 
 def misplaced(rel: str, source: str) -> set[str]:
     """Placeholders of a template that are not whole tokens: in quotes or comments, or grown together with something."""
-    suffix = Path(rel.removesuffix(".j2")).suffix
+    name = Path(rel.removesuffix(".j2")).name
+    suffix = name if name in QUOTED else Path(name).suffix
     holes = re.findall(r"\{\{.*?\}\}", source)
     text = re.sub(r"\{%.*?%\}|\{#.*?#\}", "", re.sub(r"\{\{.*?\}\}", HOLE, source))
     found = []
@@ -232,7 +299,7 @@ def misplaced(rel: str, source: str) -> set[str]:
             before = text[: text.index(fence)].count(HOLE)
             found += [hole for hole in holes[before : before + fence.count(HOLE)] if hole not in BARE]
             text = text.replace(fence, "fence" + HOLE * fence.count(HOLE))
-    for match in re.finditer(QUOTED[suffix], text, re.DOTALL):
+    for match in re.finditer(QUOTED[suffix], text, re.DOTALL | re.MULTILINE):
         before = text[: match.start()].count(HOLE)
         found += holes[before : before + match[0].count(HOLE)]
     if suffix != ".md":
@@ -259,6 +326,16 @@ def test_placeholders_are_whole_tokens(template: Path) -> None:
         ("a.mjs", "const a = `{{ name }}`;"),
         ("a.mjs", "const a = '{{ name }}';"),
         ("a.py", "# {{ name }}"),
+        ("a.kt", 'val a = "${{ name }}"'),
+        ("a.c", "#include {{ name }}"),
+        ("a.sh", 'echo "{{ name }}"'),
+        ("a.sh", "echo x{{ name }}"),
+        ("Dockerfile", "LABEL a='{{ name }}'"),
+        ("Dockerfile", "# {{ name }}"),
+        ("sw-description", 'version = "{{ name }}";'),
+        ("manifest.raucm", "# {{ name }}"),
+        ("manifest.raucm", "[image.{{ name }}]"),
+        ("a.yaml", "a: '{{ name }}'"),
         ("a.py", '"""{{ name }}"""'),
         ("a.xcprivacy", '<a b="{{ name }}"/>'),
         ("a.xcprivacy", "<!-- {{ name }} -->"),

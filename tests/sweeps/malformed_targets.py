@@ -303,7 +303,7 @@ def huge(rng: random.Random, made: Node) -> bool:
     elif how == 4:
         put(made, "quantize.exclude", "[" + "a," * (length // 2) + "a]")
     else:
-        put(made, "quantize.layers", "{" + ", ".join(f"l{n}: int8" for n in range(min(length // 10, 12_000))) + "}")
+        put(made, "quantize.layers", "{" + ", ".join(f"l{n}: int8" for n in range(min(length // 4, 12_000))) + "}")
     return True
 
 

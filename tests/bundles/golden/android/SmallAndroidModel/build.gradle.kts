@@ -1,0 +1,10 @@
+plugins {
+    id("com.android.asset-pack")
+}
+
+assetPack {
+    packName = "SmallAndroidModel"
+    dynamicDelivery {
+        deliveryType = "install-time"
+    }
+}
