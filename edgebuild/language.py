@@ -161,7 +161,7 @@ def _second_view(
         rows = Rows(phase=views[1], of="candidate", data=origin, runtime=session.runtime, judged=False)
         distance = _distance(session, few, answers)
     _text_rows(rows, distance)
-    between = divergence(first.first, distance.first).reshape(distance.kl.shape)
+    between = divergence(first.first[: len(distance.first)], distance.first).reshape(distance.kl.shape)
     rows.add("kl_views", float(between.mean()), "nats/token", between.size, bootstrap(*_units(between)))
     rows.rows[-1]["baseline"] = f"the same artifact, {views[0]}"
     return rows.rows

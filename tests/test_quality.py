@@ -372,7 +372,9 @@ def test_language_models_against_formulas_written_out(tmp_path: Path) -> None:
     assert case.summaries[1].startswith(f"KL {kl.mean():.4f} (")
 
 
-def test_a_second_view_is_shown_and_not_judged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("work", "scored"), [(language.SECOND_VIEW_WORK, 510), (300, 255)])  # of a model of some bytes
+def test_a_second_view_is_shown_and_not_judged(work: float, scored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "SECOND_VIEW_WORK", work)
     (tmp_path / "eval.txt").write_text(TEXT)
     table(tmp_path / "a.npy")
     case = Case(tmp_path, TWO_VIEWS, "text-generation", tmp_path / "eval.txt")
@@ -383,12 +385,23 @@ def test_a_second_view_is_shown_and_not_judged(tmp_path: Path) -> None:
     assert found["same_top"]["interval"] == [pytest.approx(intervals.wilson(3060, 3060)[0]), 1.0]
     for name in ("kl_mean", "same_top", "perplexity_ratio", "kl_views"):
         row = found[f"rounded {name}"]
-        assert row["n"] == 510
+        assert row["n"] == scored
         assert not row["judged"]
         assert row["interval"][0] < row["interval"][1]
     assert found["rounded kl_views"]["value"] == pytest.approx(found["rounded kl_mean"]["value"], rel=0.02)
     assert found["rounded kl_views"]["value"] > 1e-4
     assert found["rounded kl_views"]["baseline"] == "the same artifact, exact"
+
+
+def test_a_model_that_is_too_large_for_its_second_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "SECOND_VIEW_WORK", 100)
+    (tmp_path / "eval.txt").write_text(TEXT)
+    table(tmp_path / "a.npy")
+    case = Case(tmp_path, TWO_VIEWS, "text-generation", tmp_path / "eval.txt")
+    case.baseline(tmp_path / "a.npy")
+    row = case.candidate(tmp_path / "a.npy")["rounded kl_views"]
+    assert row["value"] is None
+    assert row["reason"].startswith("not measured: these kernels would take longer than a minute for 256 tokens")
 
 
 def test_language_models_without_a_text(tmp_path: Path) -> None:
