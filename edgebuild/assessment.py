@@ -123,7 +123,8 @@ def _rows(facts: ModelFacts) -> Iterator[tuple[str, str]]:
     kind = f" ({facts.model_type})" if facts.model_type and facts.model_type != facts.architecture else ""
     yield "architecture", facts.architecture + kind + (", with Python code, which is never run" if facts.custom_code else "")
     total = sum(facts.parameters.values())
-    yield "parameters", f"{total:,}: " + ", ".join(f"{dtype} {count:,}" for dtype, count in facts.parameters.items())
+    by_dtype = ", ".join(f"{dtype} {count:,}" for dtype, count in facts.parameters.items())
+    yield "parameters", f"{total:,}: {by_dtype}" if total else "none"
     yield "quantized", facts.quantized and f"already: {facts.quantized}"
     yield "positions", ", ".join(sorted({f"scaled by {shown(str(one['rope_type']))}" for one in facts.scaled}))
     numbers = {

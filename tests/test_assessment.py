@@ -91,13 +91,14 @@ def test_for_people() -> None:
     assert refused[:7] == ["int4,", "groups", "of", "32,", "64,", "128", "cannot:"]
 
 
-def test_a_size_that_an_exporter_wrote_as_minus_one_is_free(tmp_path: Path) -> None:
+def test_a_size_that_an_exporter_wrote_as_minus_one_is_free_and_no_weights_are_none(tmp_path: Path) -> None:
     value = onnx.helper.make_tensor_value_info
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     shape = [value(name, onnx.TensorProto.FLOAT, [-1, 3, "height"]) for name in "xy"]
     graph = onnx.helper.make_graph([node], "exported", [shape[0]], [shape[1]])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
     assert read(str(tmp_path / "model.onnx")).inputs[0].shape == (None, 3, "height")
+    assert "parameters     none" in run(tmp_path / "model.onnx").splitlines()
 
 
 def test_a_mixture_of_experts_that_sees(tmp_path: Path) -> None:
