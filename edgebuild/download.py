@@ -1,6 +1,5 @@
 """One file from an https address, by its sha256: resumed where it was cut, bounded in size and redirects."""
 
-import hashlib
 import http.client
 import shutil
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from edgebuild import digest
 from edgebuild.errors import StepFailed, first_line
 from edgebuild.step import Download
 from edgebuild.units import human
@@ -31,15 +31,15 @@ def download(what: Download, sha256: str, out: Path) -> None:
     what.partial.parent.mkdir(parents=True, exist_ok=True)
     found = ""
     if what.partial.exists():
-        found = _sha256(what.partial)
+        found = digest.of_file(str(what.partial))
         if found != sha256:
             _receive(what)
-            found = _sha256(what.partial)
+            found = digest.of_file(str(what.partial))
         if found != sha256:
             what.partial.unlink()  # what an earlier try had left may have been of another file
     if found != sha256:
         _receive(what)
-        found = _sha256(what.partial)
+        found = digest.of_file(str(what.partial))
     if found != sha256:
         size = what.partial.stat().st_size
         what.partial.unlink()
@@ -153,11 +153,6 @@ def _advice(code: int) -> str:
     if code in (404, 410):
         return "there is no such file (any more): check model.source"
     return "check model.source, or give a local path"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(url: str) -> str:

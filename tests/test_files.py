@@ -1,10 +1,13 @@
-"""Files of our own are whole or not there: what is told where the system takes only a part."""
+"""Files of our own are whole or not there: what is told where the system takes only a part; and the digests of files."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from edgebuild import digest
 
 LIMITED = """
 import resource, sys
@@ -25,3 +28,12 @@ def test_a_write_that_the_system_takes_a_part_of_is_an_error_and_leaves_nothing(
     )
     assert done.stdout == "File too large\n"
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"memo.json": "before"}
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, digest.ONE_READ - 1, digest.ONE_READ, digest.ONE_READ + 1, digest.ONE_READ + 3 * digest.BUFFER + 7]
+)
+def test_the_digest_of_a_file_of_any_size(size: int, tmp_path: Path) -> None:
+    data = bytes(range(251)) * (size // 251 + 1)
+    (tmp_path / "file").write_bytes(data[:size])
+    assert digest.of_file(str(tmp_path / "file")) == hashlib.sha256(data[:size]).hexdigest()
