@@ -166,17 +166,37 @@ def python(lock: str) -> str:
 
 
 def step(project: Path, name: str) -> Took:
-    """By edgebuild, run again. Ends the program where it fails."""
+    """By edgebuild, as a first build. Ends the program where it fails."""
+    verb, _, target = name.partition(":")
+    receipt = project / f"build/{target}/{verb}.json"
+    forget(project, receipt)
     done = subprocess.run(
         [*command("doit"), name, f"again={name}"], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
     )
     if done.returncode:
         sys.exit(f"{name} failed")
     said = {one["name"]: one for one in json.loads((project / ".edgebuild/last-run.json").read_text())["steps"]}
-    verb, _, target = name.partition(":")
-    key = json.loads((project / f"build/{target}/{verb}.json").read_text())["key"]
-    record = json.loads((project / f".edgebuild/records/{key[:2]}/{key[2:]}").read_text())
+    record = json.loads(record_of(project, receipt).read_text())
     return Took(seconds=said[name]["seconds"], peak=record["peak_memory"] or 0)
+
+
+def record_of(project: Path, receipt: Path) -> Path:
+    key = json.loads(receipt.read_text())["key"]
+    return project / f".edgebuild/records/{key[:2]}/{key[2:]}"
+
+
+def forget(project: Path, receipt: Path) -> None:
+    """What an earlier run made goes: removing gigabytes takes a second, and a first build, as the framework's own, removes none."""
+    if not receipt.exists():
+        return
+    place = project / ".edgebuild/objects"
+    for made in json.loads(record_of(project, receipt).read_text())["outputs"].values():
+        listing = place / made["digest"][:2] / made["digest"][2:]
+        for _, _, sha256, size in json.loads(listing.read_text()) if made["tree"] else ():
+            if size > 1_000_000:  # smaller ones may be another step's too
+                (place / sha256[:2] / sha256[2:]).unlink()
+    shutil.rmtree(receipt.with_suffix(""))
+    receipt.unlink()
 
 
 def own(code: str, lock: str, source: Path, out: Path) -> Took:
