@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sharing.py [--runs 1] [--model DIR] [--timed]
 
-For phones (MLX for ios, llama.cpp for android), Intel servers (OpenVINO) and any computer (Olive), as one ships them: this machine
-times the last two alone, as its processor says nothing of a phone's. `--timed`: all eight for any computer, each timed.
+For a phone (MLX), an Intel server (OpenVINO), an NVIDIA box (Olive) and a board (llama.cpp): this machine times those for Intel
+alone, as its processor says nothing of the others. `--timed`: all eight for any computer, each timed.
 
 The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
 backend. They are built by `doit`, a step at a time, and again by `doit -n` with a step a core, which is what one types who has
@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 0.5
 SCHEMES = {  # backend → platform, schemes
     "mlx": ("ios", ("int4", "int8")),
-    "llamacpp": ("android", ("q4_k_m", "q8_0")),
     "openvino": ("intel-server", ("int4", "int8")),
-    "olive": ("generic-cpu", ("int4", "int8")),
+    "olive": ("nvidia-server", ("int4", "int8")),
+    "llamacpp": ("embedded-linux", ("q4_k_m", "q8_0")),
 }
 TARGET = """edgebuild: 1
 model: {{source: model, task: text-generation}}
