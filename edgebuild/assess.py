@@ -26,8 +26,8 @@ def run(action: Action) -> Outcome:
     action.outputs["facts"].write_text(json.dumps(facts.to_json(), indent=1, sort_keys=True), encoding="utf-8")
     total = sum(facts.parameters.values())
     kinds = ", ".join(sorted(kind for kind, count in facts.parameters.items() if count > total / 100))
-    shown = f"{total:,} parameters ({kinds})" if total else "no parameters"
-    return Outcome(summary=f"{facts.architecture}, {shown}")
+    counted = f"{total:,} parameters ({kinds})" if total else "no parameters"
+    return Outcome(summary=f"{facts.architecture}, {counted}")
 
 
 def assess(files: Mapping[str, Path]) -> ModelFacts:
