@@ -229,10 +229,8 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         passes = [] if chosen == AUTO else chosen or _recipe(action, source / FILE)
         calibrates = _calibrates(passes)
         feeds = _feeds(action, source / FILE, Path(scratch, "feeds.npz")) if calibrates else None
-        staged = Path(scratch, "source")
-        shutil.copytree(source, staged)  # onnx reads no external data that have a second hard link, as what lies in a store has
-        model = {"type": "ONNXModel", "model_path": str(staged), "onnx_file_name": FILE}
-        answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "")
+        model = {"type": "ONNXModel", "model_path": str(Path(scratch, "source")), "onnx_file_name": FILE}
+        answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "", copied=source)
         _take(answer, folder)
     _keep_names(source / FILE, folder / FILE)
     for path in source.iterdir():  # configuration and tokenizer of a language model
@@ -317,9 +315,17 @@ def _calibrates(passes: Any) -> bool:
 
 # -- workflows ------------------------------------------------------------------------------------------------------------
 def _run(
-    scratch: Path, model: Mapping[str, Any], passes: Sequence[Mapping[str, Any]], feeds: Path | None = None, auto: str = ""
+    scratch: Path,
+    model: Mapping[str, Any],
+    passes: Sequence[Mapping[str, Any]],
+    feeds: Path | None = None,
+    auto: str = "",
+    copied: Path | None = None,
 ) -> dict[str, Any]:
-    """One workflow in a process of its own, with everything that it keeps below `scratch`. Raises StepFailed where no model came out."""
+    """One workflow in a process of its own, with everything that it keeps below `scratch`; `copied` becomes the model's folder first.
+
+    Raises StepFailed where no model came out.
+    """
     own = scratch / "olive"
     own.mkdir()
     data = {
@@ -341,7 +347,8 @@ def _run(
         "evaluate_input_model": False,
     }
     order, answer, log = (own / name for name in ("order.json", "answer.json", "log"))
-    order.write_text(json.dumps({"config": config, "auto": auto, "answer": str(answer)}), encoding="utf-8")
+    told = {"config": config, "auto": auto, "copied": str(copied or ""), "answer": str(answer)}
+    order.write_text(json.dumps(told), encoding="utf-8")
     status = _start(own, order, log)
     text = log.read_text(encoding="utf-8", errors="replace")
     sys.stderr.write(text)

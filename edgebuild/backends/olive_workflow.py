@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,9 @@ class Feeds:
 
 
 def main(path: str) -> int:
-    """ORDER.json: `config`, Olive's own; `auto`: the precision for which Olive chooses the passes, else empty; `answer`: where that goes."""
+    """ORDER.json: `config`, Olive's own; `auto`: the precision for which Olive chooses the passes, else empty; `copied`: the folder
+    that is to be copied to the model's first, else empty; `answer`: where that goes.
+    """
     tether.end_with_input()
     order = json.loads(Path(path).read_text(encoding="utf-8"))
     heard = Heard()
@@ -78,13 +82,18 @@ def main(path: str) -> int:
 
 
 def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
-    import olive
-    from olive.data.registry import Registry
-    from olive.workflows import run
+    config = order["config"]
+    # onnx reads no external data that have a second hard link, as what lies in a store has: copied while Olive is imported.
+    with ThreadPoolExecutor(1) as beside:
+        copy = beside.submit(shutil.copytree, order["copied"], config["input_model"]["model_path"]) if order["copied"] else None
+        import olive
+        from olive.data.registry import Registry
+        from olive.workflows import run
 
+        if copy:
+            copy.result()
     logging.getLogger("olive").addHandler(heard)
     Registry.register_dataset(DATASET)(_feeds)
-    config = order["config"]
     if order["auto"]:
         config["passes"] = _chosen(config, order["auto"])
     _check_options(config["passes"])
