@@ -1,4 +1,5 @@
-"""What ends with whoever started it, however they ended: `python -I tether.py WORD…` runs a command so, with all that it starts.
+"""How processes end. With whoever started them, however they ended: `python -I tether.py WORD…` runs a command so, with all that it
+starts. And at once, when their work is done.
 
 It is run as a file, and imports nothing of edgebuild. The end of its input says that they are gone: a pipe ends with its last
 holder on every system, where a signal of the parent's death (prctl(2)) reaches one process, and none that it started.
@@ -36,6 +37,16 @@ def end_with_input() -> None:
     if input_ended():
         kill()
     threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(status: int) -> None:
+    """End without taking the interpreter and its frameworks apart, which takes some of them seconds. Nothing printed is lost."""
+    import ctypes
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -218,16 +218,10 @@ def _leads() -> bool:
     return os.getpgrp() == os.getpid()
 
 
-def _end(status: int) -> None:
-    """Leave without taking the interpreter and its frameworks apart, which takes some of them seconds. Nothing printed is lost."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    ctypes.CDLL(None).fflush(None)
-    os._exit(status)
-
-
 if __name__ == "__main__":
     ended = [StepFailed.status]
-    atexit.register(lambda: _end(ended[0]))  # the first to be registered is the last to be called: after those of frameworks
+    atexit.register(
+        lambda: tether.leave(ended[0])
+    )  # the first to be registered is the last to be called: after those of frameworks
     gc.set_threshold(10_000, 50, 50)  # of 700, 10 and 10: a sixth of the time in which torch and transformers are imported
     ended[0] = main(sys.argv[1])

@@ -232,7 +232,6 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         model = {"type": "ONNXModel", "model_path": str(Path(scratch, "source")), "onnx_file_name": FILE}
         answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "", copied=source)
         _take(answer, folder)
-    _keep_names(source / FILE, folder / FILE)
     for path in source.iterdir():  # configuration and tokenizer of a language model
         if path.name not in (FILE, f"{FILE}.data") and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
@@ -371,7 +370,7 @@ def _start(own: Path, order: Path, log: Path) -> int:
     folders = {"HOME": own, "XDG_CACHE_HOME": own, "HF_HOME": own / "hf", "TMPDIR": own}
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "OLIVE_"))}
     environment |= {**ENVIRONMENT, **{name: str(path) for name, path in folders.items()}, "OLIVE_DISABLE_TELEMETRY": "1"}
-    code = f"import sys; from {olive_workflow.__name__} import main; sys.exit(main(sys.argv[1]))"
+    code = f"import sys; from {olive_workflow.__name__} import main; main(sys.argv[1])"
     words = [sys.executable, "-P", "-c", code, str(order)]  # -P: nothing that lies in its folder is imported
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -405,32 +404,32 @@ def _take(answer: Mapping[str, Any], folder: Path) -> None:
     reference.set_modes(folder)
 
 
-def _keep_names(source: Path, made: Path) -> None:
-    """Outputs that a pass gave other names (`logits_Q4`) get their own again: who runs the model knows no other."""
-    import onnx
-
-    model = onnx.load(made, load_external_data=False)
-    wanted = [one.name for one in onnx.load(source, load_external_data=False).graph.output]
-    found = [one.name for one in model.graph.output]
+def _keep_names(original: Any, made: Any) -> bool:
+    """Outputs that a pass gave other names (`logits_Q4`) get their own again, as who runs the model knows no other; → whether there were."""
+    wanted, found = ([one.name for one in graph.output] for graph in (original, made))
     renamed = {new: old for new, old in zip(found, wanted, strict=False) if new != old}
     if not renamed or len(found) != len(wanted) or set(wanted) & set(found) & set(renamed.values()):
-        return
-    for node in model.graph.node:
+        return False
+    for node in made.node:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
-    for value in (*model.graph.output, *model.graph.value_info):
+    for value in (*made.output, *made.value_info):
         value.name = renamed.get(value.name, value.name)
-    onnx.save(model, made)
+    return True
 
 
 # -- what came out --------------------------------------------------------------------------------------------------------
 def _counted(action: Action, passes: Sequence[Mapping[str, Any]], source: Path, folder: Path) -> Outcome:
+    """What was quantized, in the report. Loads both models once: in one file they may have gigabytes. Raises StepFailed as `quantize`."""
     import onnx
 
-    before, after = _bytes(source), _bytes(folder)
     original = onnx.load(source / FILE, load_external_data=False).graph
+    made = onnx.load(folder / FILE, load_external_data=False)
+    if _keep_names(original, made.graph):
+        onnx.save(made, folder / FILE)
+    before, after = _bytes(source), _bytes(folder)
     possible = sum(node.op_type in QUANTIZABLE for node in original.node)
-    done = _quantized(onnx.load(folder / FILE, load_external_data=False).graph)
+    done = _quantized(made.graph)
     scheme, method = action.params["scheme"], action.params["method"]
     onnxsource.check_quantized(done[scheme], possible, QUANTIZABLE[:4], before, after)
     report = {

@@ -64,9 +64,9 @@ class Feeds:
         return {name: self._file[f"{number}.{at}"] for at, name in enumerate(self._names)}
 
 
-def main(path: str) -> int:
+def main(path: str) -> None:
     """ORDER.json: `config`, Olive's own; `auto`: the precision for which Olive chooses the passes, else empty; `copied`: the folder
-    that is to be copied to the model's first, else empty; `answer`: where that goes.
+    that is to be copied to the model's first, else empty; `answer`: where that goes. Ends the process.
     """
     tether.end_with_input()
     order = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def main(path: str) -> int:
         logging.getLogger(__name__).exception("the workflow failed")
         answer["error"] = heard.error or said(error)
     Path(order["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    return 0
+    tether.leave(0)
 
 
 def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
