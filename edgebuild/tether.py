@@ -40,11 +40,17 @@ def end_with_input() -> None:
 
 
 def leave(status: int) -> None:
-    """End without taking the interpreter and its frameworks apart, which takes some of them seconds. Nothing printed is lost."""
+    """End without taking the interpreter and its frameworks apart, which takes some of them seconds.
+
+    Nothing printed is lost, but where it goes to a disk that is full.
+    """
     import ctypes
 
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass
     ctypes.CDLL(None).fflush(None)
     os._exit(status)
 

@@ -323,7 +323,7 @@ def _run(
 ) -> dict[str, Any]:
     """One workflow in a process of its own, with everything that it keeps below `scratch`; `copied` becomes the model's folder first.
 
-    Raises StepFailed where no model came out.
+    Raises StepFailed where no model came out, and OSError where the disk was full.
     """
     own = scratch / "olive"
     own.mkdir()
@@ -351,7 +351,9 @@ def _run(
     status = _start(own, order, log)
     text = log.read_text(encoding="utf-8", errors="replace")
     sys.stderr.write(text)
-    if not answer.is_file():
+    if status in olive_workflow.FULL:
+        raise OSError(status, os.strerror(status))
+    if status or not answer.is_file():
         ended = f"its process died of signal {-status}" if status < 0 else f"its process ended with status {status}"
         raise StepFailed(f"Olive made no model: {ended}; the end of its log: {_end(text)}")
     found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ Olive ends with status 0 where a pass failed, so that an answer is written, whic
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -19,21 +20,29 @@ from edgebuild import tether
 
 DATASET = "edgebuild_feeds"  # what the calibration data are called in a workflow
 WARNINGS = 3  # of the last ones, where no exception says why
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Heard(logging.Handler):
-    """Why Olive gave up: the first exception that it told of, else its last warnings."""
+    """Why Olive gave up: the first exception that it told of, else its last warnings. `full`: the errno of a full disk, or 0."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.error = ""
+        self.full = 0
         self._warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1]:
-            self.error = self.error or said(record.exc_info[1])
+            self.hear(record.exc_info[1])
         else:
             self._warnings.append(" ".join(record.getMessage().split()))
+
+    def hear(self, error: BaseException) -> None:
+        self.error = self.error or said(error)
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            self.full = cause.errno
 
     def why(self) -> str:
         return self.error or "; ".join(self._warnings[-WARNINGS:])
@@ -66,7 +75,7 @@ class Feeds:
 
 def main(path: str) -> None:
     """ORDER.json: `config`, Olive's own; `auto`: the precision for which Olive chooses the passes, else empty; `copied`: the folder
-    that is to be copied to the model's first, else empty; `answer`: where that goes. Ends the process.
+    that is to be copied to the model's first, else empty; `answer`: where that goes. Ends the process, by the errno of a full disk.
     """
     tether.end_with_input()
     order = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -76,16 +85,21 @@ def main(path: str) -> None:
         answer |= _run(order, heard)
     except Exception as error:  # whatever Olive raises is its refusal
         logging.getLogger(__name__).exception("the workflow failed")
-        answer["error"] = heard.error or said(error)
-    Path(order["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-    tether.leave(0)
+        heard.hear(error)
+        answer["error"] = heard.error
+    status = 0 if answer["model"] else heard.full
+    try:
+        Path(order["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    except OSError as error:
+        status = error.errno or 1  # all that a full disk lets us say
+    tether.leave(status)
 
 
 def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     config = order["config"]
     # onnx reads no external data that have a second hard link, as what lies in a store has: copied while Olive is imported.
     with ThreadPoolExecutor(1) as beside:
-        copy = beside.submit(shutil.copytree, order["copied"], config["input_model"]["model_path"]) if order["copied"] else None
+        copy = beside.submit(_copy, Path(order["copied"]), Path(config["input_model"]["model_path"])) if order["copied"] else None
         import olive
         from olive.data.registry import Registry
         from olive.workflows import run
@@ -108,6 +122,13 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
         "model": best.model_path if best else None,
         "error": "" if best else heard.why() or "it gave no reason",
     }
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The files of a folder. Raises OSError, whose errno shutil.copytree would hide."""
+    target.mkdir()
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
 
 
 def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,8 +1,10 @@
 """Olive for real, on the example models: workflows, its own passes, and what a failed one says. What needs no Olive runs everywhere."""
 
+import errno
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,23 @@ def test_a_workflow_that_dies_or_says_nothing_fails(tmp_path: Path, monkeypatch:
         (tmp_path / str(number)).mkdir()
         with pytest.raises(StepFailed, match=f"^Olive made no model: its process .*{problem}"):
             olive._run(tmp_path / str(number), {"type": "ONNXModel"}, [])
+
+
+def test_a_disk_that_is_full_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(order: object, heard: object) -> dict[str, Any]:
+        raise RuntimeError("a pass failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(olive_workflow, "_run", full)
+    monkeypatch.setattr(olive_workflow.tether, "end_with_input", lambda: None)
+    monkeypatch.setattr(olive_workflow.tether, "leave", sys.exit)
+    (tmp_path / "order.json").write_text(json.dumps({"answer": str(tmp_path / "answer.json")}))
+    with pytest.raises(SystemExit, match=f"^{errno.ENOSPC}$"):
+        olive_workflow.main(str(tmp_path / "order.json"))
+    (tmp_path / "fails.py").write_text(f"import os\ndef main(path):\n    os._exit({errno.ENOSPC})\n")
+    monkeypatch.setattr(olive_workflow, "__name__", "fails")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(OSError, match="No space left on device"):
+        olive._run(tmp_path, {"type": "ONNXModel"}, [])
 
 
 # -- with Olive -----------------------------------------------------------------------------------------------------------
