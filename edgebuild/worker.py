@@ -220,8 +220,7 @@ def _leads() -> bool:
 
 if __name__ == "__main__":
     ended = [StepFailed.status]
-    atexit.register(
-        lambda: tether.leave(ended[0])
-    )  # the first to be registered is the last to be called: after those of frameworks
+    # The first to be registered is the last to be called: after those of frameworks.
+    atexit.register(lambda: tether.leave(ended[0]))
     gc.set_threshold(10_000, 50, 50)  # of 700, 10 and 10: a sixth of the time in which torch and transformers are imported
     ended[0] = main(sys.argv[1])

@@ -23,6 +23,7 @@ from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.backends import olive_workflow
 from edgebuild.backends.olive_text import CONFIG, FILE, TextSession
 from edgebuild.errors import BadInput, StepFailed, did_you_mean, shown
+from edgebuild.formats.onnx import external_files
 from edgebuild.onnxsource import OnnxSession
 from edgebuild.step import ENVIRONMENT, Action, Outcome
 from edgebuild.units import human
@@ -232,8 +233,9 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
         model = {"type": "ONNXModel", "model_path": str(Path(scratch, "source")), "onnx_file_name": FILE}
         answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "", copied=source)
         _take(answer, folder)
+    weights = (FILE, *external_files(str(source / FILE)))
     for path in source.iterdir():  # configuration and tokenizer of a language model
-        if path.name not in (FILE, f"{FILE}.data") and not (folder / path.name).exists():
+        if path.is_file() and path.name not in weights and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
     return _counted(action, answer["passes"], source, folder)
 
@@ -470,7 +472,7 @@ def _quantized(graph: Any) -> dict[str, int]:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.name in (FILE, f"{FILE}.data"))
+    return sum((folder / name).stat().st_size for name in (FILE, *external_files(str(folder / FILE))))
 
 
 # -- running --------------------------------------------------------------------------------------------------------------

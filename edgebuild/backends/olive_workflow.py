@@ -125,10 +125,14 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The files of a folder. Raises OSError, whose errno shutil.copytree would hide."""
+    """A folder with all in it. Raises OSError, whose errno shutil.copytree would hide."""
     target.mkdir()
-    for path in source.iterdir():
-        shutil.copyfile(path, target / path.name)
+    for path in source.rglob("*"):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+        else:
+            shutil.copyfile(path, place)
 
 
 def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -145,6 +145,23 @@ def test_a_disk_that_is_full_is_told_as_such(tmp_path: Path, monkeypatch: pytest
 
 # -- with Olive -----------------------------------------------------------------------------------------------------------
 @needs_olive
+def test_weights_in_other_files_are_read_as_they_lie_in_a_store_and_stay_there(tmp_path: Path) -> None:
+    import onnx
+
+    facts, model = assess(DIGITS), tmp_path / "convert/model"
+    run("convert", tmp_path / "convert", DIGITS, facts)
+    whole = onnx.load(model / "model.onnx")
+    (model / "parts").mkdir()
+    onnx.save(whole, model / "model.onnx", save_as_external_data=True, location="parts/weights", size_threshold=0)
+    os.link(model / "parts/weights", tmp_path / "object")
+    (model / "notes.json").write_text("{}")
+    quantize(tmp_path, "int8")
+    made = report(tmp_path / "quantize")
+    assert sorted(path.name for path in (tmp_path / "quantize/model").iterdir()) == ["model.onnx", "notes.json"]
+    assert made["bytes_before"] > 600_000 > made["bytes_after"]
+
+
+@needs_olive
 def test_named_passes_and_nothing_is_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     for folder, name in ((home, "HOME"), (home, "XDG_CACHE_HOME")):
