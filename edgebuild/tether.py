@@ -1,8 +1,9 @@
 """How processes end. With whoever started them, however they ended: `python -I tether.py WORD…` runs a command so, with all that it
 starts. And at once, when their work is done.
 
-It is run as a file, and imports nothing of edgebuild. The end of its input says that they are gone: a pipe ends with its last
-holder on every system, where a signal of the parent's death (prctl(2)) reaches one process, and none that it started.
+This module is run as a file, and imports nothing of edgebuild. The end of a process's input says that whoever started it is gone: a
+pipe ends with its last holder on every system, where a signal of the parent's death (prctl(2)) reaches one process, and none that it
+started.
 """
 
 import os

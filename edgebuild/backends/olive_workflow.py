@@ -20,7 +20,7 @@ from edgebuild import tether
 
 DATASET = "edgebuild_feeds"  # what the calibration data are called in a workflow
 WARNINGS = 3  # of the last ones, where no exception says why
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
 
 
 class Heard(logging.Handler):
