@@ -16,6 +16,8 @@ gets is in select (the rows) and fit (what of them is possible).
 
 Which interpreter a worker runs in: toolchain (the lock), environment (where it lies), install (makes one), provide (for a build).
 
+What waits for what: twins (the same work for several targets), machinelock (for a measurement), heavy and reserve (for memory).
+
 Beside a build, each a command: explain; plan (preview, over forecast and feasible); assess
 (assessment, with facts and peek); recommend; verify (and fsck for the store); gc and du
 (over inventory and roots); doctor (with accelerators and resources); toolchain (equip); completion; init.

@@ -154,6 +154,7 @@ def _time(action: Action, name: str, view: str, language: bool, calls: int, seco
         children = {role: stack.enter_context(_Child(role, action.inputs[_input(role)], order)) for role in ROLES}
         for child in children.values():
             child.answer()  # both import at once; each is alone while it loads
+        stack.enter_context(action.alone())
         timing.about = {role: child.ask({"load": True}) for role, child in children.items()}
         timing.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
         probes = _spin()

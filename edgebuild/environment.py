@@ -111,7 +111,7 @@ def _damaged(digest: str) -> Environment:
     return Environment(name=DAMAGED, digest=digest, lock="", python="", packages=0, bytes=size(place(digest)))
 
 
-def lock(digest: str, waits: Callable[[], None], *, alone: bool) -> AbstractContextManager[None]:
+def lock(digest: str, waits: Callable[[], None], *, alone: bool) -> AbstractContextManager[int]:
     """Held `alone` by who makes or removes an environment, beside others by who works in it. Raises OSError."""
     return locked(place(digest) + ".lock", alone=alone, waits=waits)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from edgebuild import hub, resources, shipped, signing, tether
+from edgebuild import hub, machinelock, resources, shipped, signing, tether
 from edgebuild.errors import INTERRUPTED, OutOfMemory, Refused, StepFailed, disk
 from edgebuild.files import alive, make_folder, mine, process_name, remove_tree
 from edgebuild.noop import STATE
@@ -47,14 +47,28 @@ class Result:
     kept: Mapping[str, str] = field(default_factory=dict)  # as an Outcome's
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Watched:
+    """`ended`: `memory` or `time` where a worker must be ended. `peak`: as of a Result. `waited`: seconds, for somebody else."""
+
+    ended: str
+    peak: int | None
+    waited: float
+
+
 class Workers:
     """The live workers of this process. One instance a run; `end` kills them all and lets no more start.
 
-    `moved` is told (step, bytes that are here, bytes expected or None) while a step downloads.
+    `moved` is told (step, bytes that are here, bytes expected or None) while a step downloads, `tell` (step, what) where one
+    waits to have the machine to itself, and when it has.
     """
 
-    def __init__(self, moved: Callable[[str, int, int | None], None] = lambda step, here, total: None) -> None:
-        self._moved = moved
+    def __init__(
+        self,
+        moved: Callable[[str, int, int | None], None] = lambda step, here, total: None,
+        tell: Callable[[str, str], None] = lambda step, what: None,
+    ) -> None:
+        self._moved, self._tell = moved, tell
         self._live: set[int] = set()
         self._lock = threading.Lock()
         self._ended = False
@@ -85,14 +99,13 @@ class Workers:
             make_folder(f"{STATE}/workers")
             with open(note, "xb"):
                 pass  # its name says all
-            ended, peak = _watch(process, memory or _machine_memory(), start + seconds, lambda: self._look(record))
-            self._look(record)  # what came since the last look
+            watched = _watch(process, memory or _machine_memory(), seconds, self._looking(record))
         finally:
             self._finish(process)
             remove_tree(note)
         if self._ended:
             raise SystemExit(INTERRUPTED)
-        return self._result(process, scratch, log, ended, time.monotonic() - start, peak, memory, seconds)
+        return self._result(process, scratch, log, watched, time.monotonic() - start - watched.waited, memory, seconds)
 
     def command(self, words: Sequence[str], environment: Mapping[str, str], told: Callable[[str], None]) -> int:
         """Run a program that ends with us, and tell each line that it prints; → its exit status."""
@@ -113,15 +126,28 @@ class Workers:
         for pid in list(self._live):
             _kill_group(pid)
 
-    def _look(self, record: Mapping[str, Any]) -> None:
-        """How far a download is, as the worker notes it now and then."""
-        if "download" in record:
+    def _looking(self, record: Mapping[str, Any]) -> Callable[[], bool]:
+        """What is asked again and again while a worker runs: whether it waits for the machine. Tells how far it is."""
+        waited = False
+
+        def download() -> bool:
             try:
                 with open(record["download"]["progress"], encoding="ascii") as file:
                     here, total = json.load(file)
             except (OSError, ValueError):
-                return
+                return False
             self._moved(record["name"], here, total)
+            return False
+
+        def alone() -> bool:
+            nonlocal waited
+            waits = os.path.exists(record["alone"]["waits"])
+            if waits != waited:
+                self._tell(record["name"], machinelock.ALONE if waits else machinelock.MEASURES)
+            waited = waits
+            return waits
+
+        return download if "download" in record else alone if "alone" in record else lambda: False
 
     def _start(self, record: Mapping[str, Any], path: str, scratch: str, output: Any, python: str) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
@@ -138,7 +164,8 @@ class Workers:
         environment |= {"HOME": f"{scratch}/tmp", "TMPDIR": f"{scratch}/tmp", "XDG_CACHE_HOME": f"{scratch}/tmp"}
         environment["PYTHONPATH"] = _path(python, f"{scratch}/tmp/path")
         words = [*_dying_with_us(), python, "-m", "edgebuild.worker", path]
-        return self._begin(words, stdout=output, cwd=f"{scratch}/tmp", env=environment)
+        handles = (record["alone"]["held"],) if "alone" in record else ()
+        return self._begin(words, stdout=output, cwd=f"{scratch}/tmp", env=environment, pass_fds=handles)
 
     def _begin(self, words: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
         """Start a process that leads a group, and whose input ends when we are gone."""
@@ -162,19 +189,19 @@ class Workers:
         process: "subprocess.Popen[bytes]",
         scratch: str,
         log: str,
-        ended: str,
+        watched: _Watched,
         took: float,
-        peak: int | None,
         memory: int | None,
         seconds: float,
     ) -> Result:
+        peak = watched.peak
         used = f"used {(peak or 0) / 1e9:.2f} GB of memory"
         whose = f"its limit of {memory / 1e9:.2f} GB" if memory else f"the {_machine_memory() / 1e9:.2f} GB that may be used here"
         raised = "raise limits.memory" if memory else "build on a larger machine"
         advice = f"{raised}, or take a smaller model"
-        if ended == "memory":
+        if watched.ended == "memory":
             raise OutOfMemory(f"{used}, over {whose}, and was ended", advice)
-        if ended == "time":
+        if watched.ended == "time":
             raise StepFailed(f"took longer than its limit of {seconds:.0f} s and was ended; raise limits.time{_tail(log)}")
         try:
             with open(f"{scratch}/result.json", encoding="utf-8") as file:
@@ -240,31 +267,35 @@ def _collect_temporaries(place: str) -> None:
             _collect_temporaries(path)
 
 
-def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float, look: Callable[[], None]) -> tuple[str, int | None]:
-    """Wait for the worker to end, and `look` now and then; → (`memory` or `time` where it must be ended, its peak memory in bytes)."""
+def _watch(process: "subprocess.Popen[bytes]", memory: int, seconds: float, look: Callable[[], bool]) -> _Watched:
+    """Wait for the worker to end; `look` now and then says whether it waits for somebody else, which does not count."""
     import psutil
 
     peak: int | None = None
     family: list[psutil.Process] = []
-    wait, search = 0.02, time.monotonic() + LOOK_SECONDS
+    last, waited = time.monotonic(), 0.0
+    wait, search, deadline = 0.02, last + LOOK_SECONDS, last + seconds
     while True:
-        if _exited(process, wait):
-            return "", peak
+        exited = _exited(process, wait)
+        before, last = last, time.monotonic()
+        if look():
+            waited += last - before
+        if exited:
+            return _Watched(ended="", peak=peak, waited=waited)
         wait = SAMPLE_SECONDS
-        look()
         try:
             family = family or [psutil.Process(process.pid)]
-            if time.monotonic() > search:
+            if last > search:
                 family = [family[0], *family[0].children(recursive=True)]
-                search = time.monotonic() + LOOK_SECONDS
+                search = last + LOOK_SECONDS
             now = max(map(_anonymous, family))
             peak = max(peak or 0, now)
         except psutil.Error:
             continue
         if now > memory:
-            return "memory", peak
-        if time.monotonic() > deadline:
-            return "time", peak
+            return _Watched(ended="memory", peak=peak, waited=waited)
+        if last > deadline + waited:
+            return _Watched(ended="time", peak=peak, waited=waited)
 
 
 def _exited(process: "subprocess.Popen[bytes]", seconds: float) -> bool:

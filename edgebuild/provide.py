@@ -44,7 +44,7 @@ class Unwatched:
 class Toolchains:
     """Those that a run uses. `beside` is held while one is made: the lock of whoever shares the machine."""
 
-    def __init__(self, command: "Command", watcher: Watcher, beside: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(self, command: "Command", watcher: Watcher, beside: Callable[[str], AbstractContextManager[object]]) -> None:
         self._command, self._watcher, self._beside = command, watcher, beside
         self._one = threading.Lock()  # at a time: the second to need it waits for the first
         self._failed: set[str] = set()

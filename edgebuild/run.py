@@ -6,15 +6,15 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgebuild import ladder, machine, roots
+from edgebuild import ladder, machine, machinelock, roots
 from edgebuild.artifact import Artifact, Receipt, Record
 from edgebuild.errors import InputChanged, PartFailed, Refused, StepFailed, disk
 from edgebuild.explain import why
-from edgebuild.files import locked, make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
+from edgebuild.files import make_folder, remove_tree, rename_over, user_cache, write_new, write_whole
 from edgebuild.fresh import Fresh, read_receipt, receipt_of, stored
 from edgebuild.memo import signatures
 from edgebuild.noop import STATE, Signature
@@ -24,7 +24,6 @@ from edgebuild.provide import Toolchains, Unwatched, Watcher
 from edgebuild.step import ACROSS, SOURCES, Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
-ALONE, BESIDE = "waits to have the machine to itself", "waits for a measurement that has the machine to itself"
 TRIES = 3  # times that a step is run anew because an input was edited while it ran
 Perform = Callable[[Mapping[str, Any], str, str, int | None, float, str], Result]
 
@@ -229,14 +228,18 @@ class Builder:
                 summary=outcome.summary, refused=outcome.refused, network="", seconds=seconds, peak_memory=None
             )
         limits = self.project.targets[self.project.owner(step)]
-        alone = "machine" in components
-        with self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python, self._image(action):
-            beside = _machine(True, lambda: self._tell(step.name, ALONE)) if alone else self._beside_measurements(step.name)
-            from edgebuild import heavy
+        from edgebuild import heavy
 
-            with beside, heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)):
-                folders = os.path.abspath(scratch), os.path.abspath(log)
-                result = self._perform(action, *folders, limits["memory"], limits["time"], python)
+        with (
+            self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python,
+            self._image(action),
+            heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)),
+            self._beside_measurements(step.name) as held,
+        ):
+            folders = os.path.abspath(scratch), os.path.abspath(log)
+            if "machine" in components:  # it prepares beside others, and has the machine to itself when it measures
+                action["alone"] = {"folder": user_cache(), "held": held, "waits": f"{folders[0]}/waits"}
+            result = self._perform(action, *folders, limits["memory"], limits["time"], python)
         for place, role in result.kept.items():
             self.project.store.copy(inputs[role], f"{scratch}/{place}")
         return outputs, result
@@ -252,8 +255,8 @@ class Builder:
             action["image"] = {"wheels": folder, "base": base, "no_base": missing}
             yield
 
-    def _beside_measurements(self, name: str) -> AbstractContextManager[None]:
-        return _machine(False, lambda: self._tell(name, BESIDE))
+    def _beside_measurements(self, name: str) -> AbstractContextManager[int]:
+        return machinelock.shared(lambda: self._tell(name, machinelock.BESIDE))
 
     def _choose(self, step: Step, outputs: Mapping[str, str]) -> Result:
         """Walk a ladder: the chosen rung's model is linked from the store. Where none holds, `model` is an empty folder."""
@@ -308,7 +311,7 @@ class Builder:
             if other.on_demand and os.path.exists(other.receipt) and not self.fresh(other):
                 clean(self.project, other)
 
-    def _beside_gc(self, step: Step) -> AbstractContextManager[None]:
+    def _beside_gc(self, step: Step) -> AbstractContextManager[int]:
         """Held while objects are looked up, published and delivered, until the receipt says that they are needed."""
         return self.project.store.held(waits=lambda: self._tell(step.name, "waits for edgebuild gc"))
 
@@ -460,23 +463,6 @@ def _ours(path: str, receipt: str) -> bool:
         return name.startswith("agree.")
     inside = path.startswith(receipt.removesuffix(".json") + "/") and os.path.normpath(path) == path
     return inside or path in delivered.get(name, ())
-
-
-@contextmanager
-def _machine(alone: bool, waits: Callable[[], None]) -> Iterator[None]:
-    """A measuring step has the machine to itself; every other step shares it: across threads, builds and stores.
-
-    Who waits to have it keeps the turn meanwhile, so that no other step begins before.
-    """
-    folder = user_cache()
-    told = functools.cache(waits)  # once, whichever of the two it waits for
-    with ExitStack() as held:
-        try:
-            with locked(f"{folder}/machine.turn", alone=alone, waits=told):
-                held.enter_context(locked(f"{folder}/machine.lock", alone=alone, waits=told))
-        except OSError as error:
-            raise StepFailed(f"{folder} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can") from error
-        yield
 
 
 def _digest_of_log(project: Project, log: str) -> str:

@@ -1,6 +1,7 @@
 """Steps: one verb on inputs, as frozen data, and the action record that a worker is handed."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -74,6 +75,7 @@ class Action:
 
     `params` is the recipe's own parameter component: but for `download`, `key` and `image`, a worker sees nothing that is not in the
     key. `key`: what it signs with, where it does; the recipe holds the digest of its public half.
+    `alone`: where a measurement, when it has prepared all, has the machine to itself.
     A step's input whose role ends in "/" is a folder: here each file in it is an input, its name behind the role.
     """
 
@@ -85,6 +87,7 @@ class Action:
     download: "Download | None" = None
     key: "Pair | None" = None
     image: "Image | None" = None
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

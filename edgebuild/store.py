@@ -188,11 +188,11 @@ class Store:
         finally:
             remove_tree(folder)
 
-    def lock(self, key: str) -> AbstractContextManager[None]:
+    def lock(self, key: str) -> AbstractContextManager[int]:
         """Held while a key is worked on: of two builds that want it, the second waits, then restores."""
         return locked(f"{self.root}/locks/{key[:32]}")
 
-    def held(self, *, alone: bool = False, waits: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    def held(self, *, alone: bool = False, waits: Callable[[], None] = lambda: None) -> AbstractContextManager[int]:
         """Keep what the store holds from being removed meanwhile; `alone`: be the one who removes. `waits`: told if it must."""
         return locked(f"{self.root}/lock", alone=alone, waits=waits)
 

@@ -132,7 +132,7 @@ class Tasks:
                 from edgebuild.process import Workers
                 from edgebuild.run import Builder
 
-                self._workers = Workers(moved=self.journal.moved)
+                self._workers = Workers(moved=self.journal.moved, tell=self.journal.tell)
                 self._builder = Builder(
                     self.project,
                     self.fresh,
@@ -143,23 +143,36 @@ class Tasks:
                 )
             return self._builder
 
-    def begin(self, names: Collection[str]) -> None:
-        """Before the first of these is judged: of two builds of one project the second waits, so that no two write one output.
+    def begin(self, names: Collection[str]) -> dict[str, str]:
+        """Before the first of these is judged; → which of them are the same work as another one.
+
+        Of two builds of one project the second waits, so that no two write one output.
 
         The system takes the lock back from who is killed. Where it cannot be written, the first step says so. Then what an
         earlier crash left behind is collected, even if it left nothing to do.
         """
         self._matrices = [self.project.steps[name].outputs["matrix"] for name in sorted(names) if name.startswith("agree:")]
         if self.fresh.remembered and all(map(self.fresh.known, filter(None, map(self.project.steps.get, names)))):
-            return
+            return {}
         try:
             self._turn.enter_context(locked(f"{STATE}/build.lock", waits=_waits))
         except OSError:
             pass
         self.project.memo.forget_all()  # who was waited for may have touched what the plan was made from
         from edgebuild.process import collect
+        from edgebuild.twins import twins
 
         collect(self.project.store.root)
+        return twins(self.project, names)
+
+    def twin_of_failed(self, name: str, first: str) -> None:
+        """A step that is not tried, because it is the same work as one that failed."""
+        step = self.project.steps[name]
+        if step.verb == "choose":  # its record holds that no recipe does: that stops each target for itself
+            self._run(step)
+            return
+        self.journal.started(name)
+        self.journal.ended(name, "blocked", 0.0, reason := f"the same work as {first}, which failed", reason)
 
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""
@@ -334,6 +347,7 @@ class _Reporter:
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks, self._journal = tasks, tasks.journal
+        self._twins: dict[str, str] = {}
         self._errors: list[str] = []
 
     def initialize(self, tasks: Any, selected: Any) -> None:
@@ -343,13 +357,18 @@ class _Reporter:
             if name not in wanted:
                 wanted.add(name)
                 waiting.extend(tasks[name].task_dep)
-        self._tasks.begin(wanted)
+        self._twins = self._tasks.begin(wanted)
+        for name, first in self._twins.items():
+            tasks[name].task_dep.append(first)
         self._journal.expect(sum(1 for name in wanted if ":" in name and tasks[name].actions))
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """What `_run` and `_fail` noted already, or a task that waits for one that failed."""
         if type(fail).__name__ == "UnmetDependency":
-            if ":" in task.name:
+            first = self._twins.get(task.name)
+            if first and fail.get_msg().split() == [first]:
+                self._tasks.twin_of_failed(task.name, first)
+            elif ":" in task.name:
                 self._journal.blocked(task.name, f"waits for a step that failed: {str(fail.get_msg()).strip()}")
         elif fail.report:
             self._errors.append(str(fail.get_msg()))

@@ -14,10 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import tether
+from edgebuild import machinelock, tether
 from edgebuild.errors import INTERRUPTED, BadInput, EdgebuildError, Refused, StepFailed, disk, said
 from edgebuild.step import Action, Download, Image, Outcome
 
@@ -41,6 +43,7 @@ def perform(record: Mapping[str, Any]) -> Outcome:
         download=_download(record["download"]) if record.get("download") else None,
         key=_pair(record["sign"]) if record.get("sign") else None,
         image=_image(record["image"]) if record.get("image") else None,
+        alone=partial(_alone, record["alone"]) if record.get("alone") else nullcontext,
     )
     for path in action.outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,15 @@ def _pair(given: Mapping[str, Any]) -> "Pair":
 def _image(given: Mapping[str, str]) -> Image:
     base = Path(given["base"]) if given["base"] else None
     return Image(wheels=Path(given["wheels"]), base=base, no_base=given["no_base"])
+
+
+@contextmanager
+def _alone(given: Mapping[str, Any]) -> Iterator[None]:
+    """The lock of the machine, from whoever started us, who looks whether a file says that we wait for it."""
+    waiting = Path(given["waits"])
+    with machinelock.exclusive(given["folder"], given["held"], waiting.touch):
+        waiting.unlink(missing_ok=True)
+        yield
 
 
 def _download(given: Mapping[str, str]) -> Download:

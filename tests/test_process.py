@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from edgebuild import process
 from edgebuild.errors import INTERRUPTED
 
 PARENT = """
@@ -38,8 +39,6 @@ def test_one_that_has_not_started_yet_ends_with_its_parent() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="setpriv is of Linux")
 def test_one_whose_parent_was_gone_before_the_kernel_was_asked_is_not_started(tmp_path: Path) -> None:
-    from edgebuild import process
-
     parent = subprocess.Popen(["true"])
     parent.wait()
     words = [str(parent.pid) if word == str(os.getpid()) else word for word in process._dying_with_us()]
@@ -50,8 +49,6 @@ def test_one_whose_parent_was_gone_before_the_kernel_was_asked_is_not_started(tm
 
 
 def test_a_setpriv_that_cannot_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgebuild import process
-
     process._setpriv.cache_clear()
     monkeypatch.setattr("shutil.which", lambda name: "/bin/false" if name == "setpriv" else None)
     assert process._dying_with_us() == []
@@ -71,8 +68,6 @@ def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> N
 
 
 def test_the_allocator_is_told_to_keep_memory_for_quantizations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgebuild import process
-
     seen: list[dict[str, str]] = []
 
     def begin(self: object, words: object, *, env: dict[str, str], **how: object) -> None:
@@ -134,3 +129,15 @@ def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, found: st
     script = f"import sys; from edgebuild import worker; {look}; sys.exit(worker.main(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, record], stdin=subprocess.PIPE, timeout=60, check=True)
     assert json.loads((tmp_path / "result.json").read_text())["summary"] == found
+
+
+def test_waiting_for_the_machine_is_no_time_of_its_own() -> None:
+    """What a worker waits for others counts neither to its limit nor to what it took."""
+    looks = iter([True] * 8)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.2)"], stdin=subprocess.PIPE) as child:
+        watched = process._watch(child, 10**12, 0.9, lambda: next(looks, False))
+    assert (watched.ended, watched.waited >= 0.5) == ("", True)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        watched = process._watch(child, 10**12, 0.3, lambda: False)
+        child.kill()
+    assert (watched.ended, watched.waited) == ("time", 0.0)

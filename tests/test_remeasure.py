@@ -1,12 +1,17 @@
 """`edgebuild remeasure`: the measuring step runs again though its record holds, nothing else does in vain, and nothing is lost."""
 
+import fcntl
 import json
+import os
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
+from edgebuild.files import locked
 from tests.conftest import PLATFORM, TARGET, Lab, write_model
-from tests.test_cli import last_run, run
+from tests.test_cli import BIN, last_run, run
 
 MEASURED = PLATFORM.replace('benchmark: {not_measured: "a fake device"}\n', "")
 
@@ -79,3 +84,23 @@ def test_again_as_a_word_of_doit(lab: Lab, tmp_path: Path) -> None:
     assert 'Did you mean "convert:one"?' in mistyped.stderr
     write_model(lab.root / "model.gguf", "another")
     assert run(lab).returncode == 0
+
+
+def test_it_prepares_beside_others_and_measures_alone(timed: Lab) -> None:
+    """While another step runs, both artifacts' runtimes are imported and nothing more; while it waits, no other step begins."""
+    lock = f"{os.environ['XDG_CACHE_HOME']}/edgebuild/machine"
+    with locked(f"{lock}.lock", alone=False):
+        process = subprocess.Popen([BIN / "doit"], cwd=timed.root, stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        told = next(line for line in process.stdout if line.startswith("benchmark:one"))
+        assert "waits to have the machine to itself" in told
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert sum("edgebuild.bench" in child.cmdline() for child in children) == 2
+        with open(f"{lock}.turn") as turn, pytest.raises(BlockingIOError):
+            fcntl.flock(turn, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert "has the machine to itself" in next(process.stdout)
+    with open(f"{lock}.lock") as held, pytest.raises(BlockingIOError):
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert any(line.startswith("benchmark:one                    ran ") for line in process.stdout)
+    assert process.wait(timeout=60) == 0
+    process.stdout.close()

@@ -102,8 +102,9 @@ def says(target: str, root: Path, environment: Mapping[str, str]) -> str:
 
 
 def row(evidence: Mapping[str, Any]) -> Iterator[str]:
-    """What stands in the evidence of the candidate, beside its baseline where there is one."""
-    found = {(one["name"], one["of"]): one["value"] for one in evidence["measurements"] if one.get("part") != "choosing"}
+    """What stands in the evidence of the candidate as it is judged, beside its baseline where there is one."""
+    rows = [one for one in evidence["measurements"] if one.get("part") != "choosing"]
+    found = {(one["name"], one["of"]): one["value"] for one in sorted(rows, key=lambda one: bool(one["judged"]))}
 
     def pair(name: str, scale: float, form: str) -> str:
         values = [found.get((name, of)) for of in ("baseline", "candidate")]
