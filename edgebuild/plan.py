@@ -44,7 +44,15 @@ READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or
     "mlx": ("backends.mlx_float32", "positions"),
     "onnxruntime": ("onnxsource", "backends.onnxruntime_lm", "positions"),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
-    "olive": ("onnxsource", "formats.onnx", "backends.olive_text", "backends.olive_workflow", "tether", "positions"),
+    "olive": (
+        "onnxsource",
+        "formats.onnx",
+        "backends.olive_text",
+        "backends.olive_process",
+        "backends.olive_workflow",
+        "tether",
+        "positions",
+    ),
 }
 SELF_TEST = "selftest.py"  # of a framework, in a folder of templates
 DOWNLOADS: dict[str, tuple[str, ...]] = {"hf": ("hub",), "https": ("download", "units")}  # what a fetch from elsewhere runs too

@@ -8,11 +8,8 @@ is looked at.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,12 +17,12 @@ from typing import Any
 
 from edgebuild import onnxsource, positions, reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
-from edgebuild.backends import olive_workflow
+from edgebuild.backends import olive_process
 from edgebuild.backends.olive_text import CONFIG, FILE, TextSession
 from edgebuild.errors import BadInput, StepFailed, did_you_mean, shown
 from edgebuild.formats.onnx import external_files
 from edgebuild.onnxsource import OnnxSession
-from edgebuild.step import ENVIRONMENT, Action, Outcome
+from edgebuild.step import Action, Outcome
 from edgebuild.units import human
 
 NEEDS: Mapping[str, Needs] = dict.fromkeys(
@@ -74,7 +71,6 @@ ARCHITECTURES = (
 )
 # What its ModelBuilder computes of scaled positions; what is `dynamic` scales nothing within the context.
 SCALED = ("linear", "dynamic", "llama3", "longrope", "yarn")
-OWN = ("model_config.json",)  # what Olive leaves beside a model for itself: it holds paths of this machine
 IMPORTED, OLIVE = (
     42_000_000,
     330_000_000,
@@ -208,8 +204,8 @@ def _built(action: Action, facts: ModelFacts, folder: Path) -> dict[str, Any]:
             "task": "text-generation",
             "load_kwargs": {"trust_remote_code": False},
         }
-        answer = _run(Path(scratch), source, [{"type": "ModelBuilder", "precision": "fp32"}])
-        _take(answer, folder)
+        answer = olive_process.run(Path(scratch), source, [{"type": "ModelBuilder", "precision": "fp32"}])
+        olive_process.take(answer, folder)
     return {"passes": answer["passes"]}
 
 
@@ -228,11 +224,13 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         chosen = action.params["passes"]
         passes = [] if chosen == AUTO else chosen or _recipe(action, source / FILE)
-        calibrates = _calibrates(passes)
-        feeds = _feeds(action, source / FILE, Path(scratch, "feeds.npz")) if calibrates else None
+        feeds = _feeds(action, source / FILE, Path(scratch, "feeds.npz")) if _calibrates(passes) else None
+        passes = [{**one, "data_config": olive_process.DATA} if _calibrates([one]) else one for one in passes]
         model = {"type": "ONNXModel", "model_path": str(Path(scratch, "source")), "onnx_file_name": FILE}
-        answer = _run(Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "", copied=source)
-        _take(answer, folder)
+        answer = olive_process.run(
+            Path(scratch), model, passes, feeds, action.params["scheme"] if chosen == AUTO else "", copied=source
+        )
+        olive_process.take(answer, folder)
     weights = (FILE, *external_files(str(source / FILE)))
     for path in source.iterdir():  # configuration and tokenizer of a language model
         if path.is_file() and path.name not in weights and not (folder / path.name).exists():
@@ -312,100 +310,6 @@ def _named(passes: Any, calibrated: bool) -> Any:
 def _calibrates(passes: Any) -> bool:
     """Whether one of them asks for calibration data."""
     return passes != AUTO and any(one["type"] in CALIBRATED and one.get("quant_mode") != "dynamic" for one in passes)
-
-
-# -- workflows ------------------------------------------------------------------------------------------------------------
-def _run(
-    scratch: Path,
-    model: Mapping[str, Any],
-    passes: Sequence[Mapping[str, Any]],
-    feeds: Path | None = None,
-    auto: str = "",
-    copied: Path | None = None,
-) -> dict[str, Any]:
-    """One workflow in a process of its own, with everything that it keeps below `scratch`; `copied` becomes the model's folder first.
-
-    Raises StepFailed where no model came out, and OSError where the disk was full.
-    """
-    own = scratch / "olive"
-    own.mkdir()
-    data = {
-        "name": "calibration",
-        "load_dataset_config": {"type": olive_workflow.DATASET, "path": str(feeds)},
-        "dataloader_config": {"type": "no_auto_batch_dataloader"},
-    }
-    cpu = {"type": "LocalSystem", "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}]}
-    config = {
-        "input_model": dict(model),
-        "data_configs": [data] if feeds else [],
-        "systems": {"here": cpu},
-        "host": "here",
-        "target": "here",
-        "passes": {f"pass_{at}": _with_data(one) for at, one in enumerate(passes)},
-        "cache_dir": str(own / "cache"),
-        "output_dir": str(own / "output"),
-        "no_artifacts": True,
-        "evaluate_input_model": False,
-    }
-    order, answer, log = (own / name for name in ("order.json", "answer.json", "log"))
-    told = {"config": config, "auto": auto, "copied": str(copied or ""), "answer": str(answer)}
-    order.write_text(json.dumps(told), encoding="utf-8")
-    status = _start(own, order, log)
-    text = log.read_text(encoding="utf-8", errors="replace")
-    sys.stderr.write(text)
-    if status in olive_workflow.FULL:
-        raise OSError(status, os.strerror(status))
-    if status or not answer.is_file():
-        ended = f"its process died of signal {-status}" if status < 0 else f"its process ended with status {status}"
-        raise StepFailed(f"Olive made no model: {ended}; the end of its log: {_end(text)}")
-    found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-    if found["error"] or not found["model"]:
-        problem = " ".join(found["error"].replace(f"{scratch}/", "").split())[:300]
-        raise StepFailed(f"Olive made no model: {problem}; see the log, name other passes, or another framework")
-    return found
-
-
-def _with_data(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {**one, "data_config": "calibration"} if _calibrates([one]) else dict(one)
-
-
-def _start(own: Path, order: Path, log: Path) -> int:
-    """→ its status. All that Olive, transformers and onnxruntime-genai keep goes below `own`; its telemetry is off where CI is set."""
-    folders = {"HOME": own, "XDG_CACHE_HOME": own, "HF_HOME": own / "hf", "TMPDIR": own}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "OLIVE_"))}
-    environment |= {**ENVIRONMENT, **{name: str(path) for name, path in folders.items()}, "OLIVE_DISABLE_TELEMETRY": "1"}
-    code = f"import sys; from {olive_workflow.__name__} import main; main(sys.argv[1])"
-    words = [sys.executable, "-P", "-c", code, str(order)]  # -P: nothing that lies in its folder is imported
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=own, env=environment
-        )
-        try:
-            return process.wait()  # its input stays open so long: it ends with us
-        finally:
-            process.kill()
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
-
-
-def _end(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing"
-
-
-def _take(answer: Mapping[str, Any], folder: Path) -> None:
-    """What a workflow made, into the step's own folder. Raises StepFailed where there is no model among it."""
-    made = Path(answer["model"])
-    if made.is_file():
-        made = made.parent
-    for path in made.iterdir():
-        if path.name not in OWN:
-            shutil.move(path, folder / path.name)
-    if not (folder / FILE).is_file():
-        has = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-        raise StepFailed(f"Olive's workflow ended well and left {has}, but no {FILE}; name other passes, or another framework")
-    reference.set_modes(folder)
 
 
 def _keep_names(original: Any, made: Any) -> bool:
@@ -502,7 +406,8 @@ def smoke() -> str:
         made.mkdir()
         onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), source / FILE)
         model = {"type": "ONNXModel", "model_path": str(source), "onnx_file_name": FILE}
-        _take(_run(Path(folder), model, [{"type": "OnnxDynamicQuantization", "precision": "int8"}]), made)
+        answer = olive_process.run(Path(folder), model, [{"type": "OnnxDynamicQuantization", "precision": "int8"}])
+        olive_process.take(answer, made)
         session, feed = open(made), {"a": weights[:1]}
         exact, found = weights[:1] @ weights, session.infer(feed)["c"]
     if not np.linalg.norm(found - exact) < 0.1 * np.linalg.norm(exact):

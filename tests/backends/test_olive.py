@@ -13,7 +13,7 @@ import pytest
 
 from edgebuild.assess import assess
 from edgebuild.backend import ModelFacts
-from edgebuild.backends import olive, olive_workflow
+from edgebuild.backends import olive, olive_process, olive_workflow
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action, Outcome
 from tests.backends import holding
@@ -123,7 +123,7 @@ def test_a_workflow_that_dies_or_says_nothing_fails(tmp_path: Path, monkeypatch:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         (tmp_path / str(number)).mkdir()
         with pytest.raises(StepFailed, match=f"^Olive made no model: its process .*{problem}"):
-            olive._run(tmp_path / str(number), {"type": "ONNXModel"}, [])
+            olive_process.run(tmp_path / str(number), {"type": "ONNXModel"}, [])
 
 
 def test_a_disk_that_is_full_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_a_disk_that_is_full_is_told_as_such(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(olive_workflow, "__name__", "fails")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(OSError, match="No space left on device"):
-        olive._run(tmp_path, {"type": "ONNXModel"}, [])
+        olive_process.run(tmp_path, {"type": "ONNXModel"}, [])
 
 
 # -- with Olive -----------------------------------------------------------------------------------------------------------
