@@ -5,8 +5,9 @@
 Makes a random-weight model (as `phi3_mini.py` does) and lets edgebuild convert it and quantize it to int4. Beside each step, in
 turn, a script of a few lines does the same job by the framework alone, in the same toolchain: from the same folder, into a new one.
 A step's seconds are from its key to its receipt: it also hashes and syncs what it made, which no framework does; what that takes of
-the framework's own output, one after the other, is stated beside. A backend's time is that of both steps, where both can be compared. Peak memory: RssAnon of the largest process, sampled every 0.1 s,
-for both. Toolchains are made first where they are not there yet.
+the framework's own output, one after the other, is stated beside. A backend's time is that of both steps, where both can be compared.
+Peak memory: RssAnon of the largest process, looked at every 5 ms for both, the median of the runs. Toolchains are made first where
+they are not there yet.
 
 Exits 1 where a backend takes more than 1.1 times the time of the framework's own calls, or a step 1.05 times its memory.
 """
@@ -136,7 +137,7 @@ class Took:
     """`keeping`: seconds to hash and sync what was made, where that is no part of the rest."""
 
     seconds: float
-    peak: int  # bytes
+    peak: float  # bytes
     keeping: float = 0.0
 
 
@@ -167,16 +168,30 @@ def python(lock: str) -> str:
 def step(project: Path, name: str) -> Took:
     """By edgebuild, as a first build. Ends the program where it fails."""
     verb, _, target = name.partition(":")
-    receipt = project / f"build/{target}/{verb}.json"
-    forget(project, receipt)
-    done = subprocess.run(
-        [*command("doit"), name, f"again={name}"], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    forget(project, project / f"build/{target}/{verb}.json")
+    process = subprocess.Popen(
+        [*command("doit"), name, f"again={name}"], cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    if done.returncode:
+    peak = watched(process)
+    if process.returncode:
         sys.exit(f"{name} failed")
     said = {one["name"]: one for one in json.loads((project / ".edgebuild/last-run.json").read_text())["steps"]}
-    record = json.loads(record_of(project, receipt).read_text())
-    return Took(seconds=said[name]["seconds"], peak=record["peak_memory"] or 0)
+    return Took(seconds=said[name]["seconds"], peak=peak)
+
+
+def watched(process: "subprocess.Popen[bytes]") -> int:
+    """→ the peak in bytes of the largest of it and what it starts, when all has ended. Peaks are short: a converter's last 20 ms."""
+    one, peak, searched = psutil.Process(process.pid), 0, 0.0
+    family = [one]
+    while process.poll() is None:
+        try:
+            if time.monotonic() - searched > 0.1:
+                family, searched = [one, *one.children(recursive=True)], time.monotonic()
+            peak = max(peak, *map(_anonymous, family))
+        except psutil.Error:
+            pass
+        time.sleep(0.005)
+    return peak
 
 
 def record_of(project: Path, receipt: Path) -> Path:
@@ -202,7 +217,7 @@ def own(code: str, lock: str, source: Path, out: Path) -> Took:
     """By the framework alone. Ends the program where it fails."""
     shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryFile() as log:
-        start, peak = time.monotonic(), 0
+        start = time.monotonic()
         process = subprocess.Popen(
             [python(lock), "-c", code, source, out],
             stdout=log,
@@ -210,13 +225,7 @@ def own(code: str, lock: str, source: Path, out: Path) -> Took:
             env={**os.environ, **ENVIRONMENT},
             cwd=out.parent,
         )
-        family = psutil.Process(process.pid)
-        while process.poll() is None:
-            try:
-                peak = max(peak, *(_anonymous(one) for one in (family, *family.children(recursive=True))))
-            except psutil.Error:
-                pass
-            time.sleep(0.1)
+        peak = watched(process)
         if process.returncode:
             log.seek(0)
             sys.exit(f"{log.read().decode()}\n{lock or 'mlx'} failed by itself")
@@ -253,13 +262,13 @@ def compare(figures: Figures, project: Path, backend: str, runs: int) -> None:
                 shutil.rmtree(plain, ignore_errors=True)
                 shutil.copytree(source, plain)
                 theirs.append(own(code, one.lock, plain, project.parent / "own"))
-        mine = Took(seconds=median([took.seconds for took in ours]), peak=max(took.peak for took in ours))
+        mine = Took(seconds=median([took.seconds for took in ours]), peak=median([took.peak for took in ours]))
         if not theirs:
             print(
                 f"{verb}:{backend} beside its own: unavailable, {backend} has none in a package; {mine.seconds:.1f} s, {mine.peak / 1e9:.2f} GB"
             )
             continue
-        its = Took(seconds=median([took.seconds for took in theirs]), peak=max(took.peak for took in theirs))
+        its = Took(seconds=median([took.seconds for took in theirs]), peak=median([took.peak for took in theirs]))
         keeping = median([took.keeping for took in theirs])
         shown = f"{mine.seconds:.1f} : {its.seconds:.1f} s, and {keeping:.1f} s to hash and sync what that made"
         figures.state(f"{verb}:{backend}, time", mine.seconds / its.seconds, "×", None, shown)
