@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from edgebuild import reserve
+from edgebuild.files import locked
 from edgebuild.process import _machine_memory
 from edgebuild.reserve import NoRoom, reserved
 from edgebuild.resources import memory
 from tests.conftest import TARGET, Lab, ends, make_lab, write_model
 from tests.test_cli import BIN, last_run, run
+from tests.test_remeasure import MEASURED
 
 GB = 10**9
 
@@ -140,6 +142,30 @@ def test_light_ones_take_no_part(lab: Lab, tmp_path: Path, monkeypatch: pytest.M
     assert result.returncode == 0, result.stderr
     assert "waits" not in result.stdout
     assert not (tmp_path / "cache" / "edgebuild" / "memory").exists()
+
+
+def test_a_measurement_and_who_waits_for_its_memory_do_not_wait_for_each_other(
+    lab: Lab, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """One prepares, holds memory and waits for the machine; the other waits for that memory, and holds no machine meanwhile."""
+    other = make_lab(tmp_path / "other")
+    most = memory().available // 10**6 * 6 // 10
+    (lab.root / "platforms" / "fake.yaml").write_text(MEASURED)
+    give(lab, "one", "a model", f"benchmark: {most}MB")
+    give(other, "one", "a model", f"convert: {most}MB")
+    assert run(lab, "evaluate:one").returncode == run(other, "assess:one").returncode == 0
+    said = {"stdout": subprocess.PIPE, "text": True}
+    with locked(f"{os.environ['XDG_CACHE_HOME']}/edgebuild/machine.lock", alone=False):
+        measures = subprocess.Popen([str(BIN / "doit"), "benchmark:one"], cwd=lab.root, **said)
+        request.addfinalizer(measures.kill)
+        assert measures.stdout
+        assert any("waits to have the machine to itself" in line for line in measures.stdout)
+        waits = subprocess.Popen([str(BIN / "doit"), "convert:one"], cwd=other.root, **said)
+        request.addfinalizer(waits.kill)
+        assert waits.stdout
+        assert any("waits for memory that other steps hold" in line for line in waits.stdout)
+    assert "0 failed" in measures.communicate(timeout=60)[0]
+    assert "0 failed" in waits.communicate(timeout=60)[0]
 
 
 @pytest.mark.parametrize("killed", [False, True])
