@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebuild import reference
 from edgebuild.backend import ModelFacts, Session
-from edgebuild.errors import BadInput, StepFailed, first_line
+from edgebuild.errors import BadInput, StepFailed, first_line, shown
 from edgebuild.step import Action
 from edgebuild.units import human
 
@@ -200,7 +200,7 @@ class OnnxSession:
         try:
             return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
         except Exception as error:
-            raise StepFailed(f"ONNX Runtime cannot run the model: {cause(error)}{EXPORT}") from error
+            raise StepFailed(f"ONNX Runtime cannot run the model: {cause(error)}{taken(self.inputs, feeds)}{EXPORT}") from error
 
     def logits(self, tokens: NDArray[Any]) -> NDArray[Any]:
         raise StepFailed(NO_TOKENS)
@@ -210,6 +210,15 @@ class OnnxSession:
 
     def close(self) -> None:
         del self._session
+
+
+def taken(inputs: Sequence[Mapping[str, Any]], feeds: Mapping[str, NDArray[Any]]) -> str:
+    """With what sizes a model was run that leaves some free behind the first: a model may take a few of them alone, and says so nowhere."""
+    free = {str(one["name"]) for one in inputs if not all(isinstance(size, int) for size in one["shape"][1:])}
+    if not free:
+        return ""
+    sizes = ", ".join(f"{name}: {list(feeds[name].shape)}" for name in feeds if name in free)
+    return f"; it leaves sizes free and was run with {shown(sizes, 200)}: where it takes others alone, say them by model.shape"
 
 
 EXPORT = "; export it without what is named here"

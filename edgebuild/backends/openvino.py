@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import onnxsource
+from edgebuild import onnxsource, reference
 from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.backends import openvino_ir as ir
 from edgebuild.backends import openvino_lm
@@ -202,9 +202,12 @@ class IrSession:
         self.runtime = f"openvino {version}, CPU, {precision.get_type_name()}, {threads} thread{'' if threads == 1 else 's'}"
 
     def infer(self, feeds: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        with ir.framework("run the model"):
+        try:
             found = self._request.infer([feeds[one["name"]] for one in self.inputs], share_inputs=True)
-            return {name: found[index] for index, name in enumerate(self._outputs)}
+        except Exception:
+            with ir.framework("run the model", advice=f"{onnxsource.taken(self.inputs, feeds)}{reference.MEND}"):
+                raise
+        return {name: found[index] for index, name in enumerate(self._outputs)}
 
     def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         raise StepFailed(onnxsource.NO_TOKENS)

@@ -358,6 +358,21 @@ def test_what_the_runtime_does_not_load_is_told_without_paths_and_with_what_to_d
     assert str(caught.value).endswith("; export it without what is named here")
 
 
+@pytest.mark.parametrize("framework", ["onnxruntime", "openvino"])
+def test_a_model_that_takes_a_few_of_the_sizes_it_leaves_free(tmp_path: Path, framework: str) -> None:
+    """As exports of speech models do, which pad and fold a window of one length. Who runs it says with what it was run."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "samples"]) for name in "xy"]
+    nodes = [helper.make_node("Reshape", ["x", "rows"], ["rows_of_x"]), helper.make_node("Relu", ["rows_of_x"], ["y"])]
+    rows = onnx.numpy_helper.from_array(np.array([-1, 576], np.int64), "rows")
+    graph = helper.make_graph(nodes, "speech", values[:1], values[1:], [rows])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "speech.onnx")
+    text = "model: {source: speech.onnx, task: audio-classification}\nquantize: {scheme: none}\npackage: {kind: folder}\n"
+    done = build(tmp_path, text, framework=framework)
+    assert "it leaves sizes free and was run with x: [4, 16]: where it takes others alone, say them by model.shape" in done.stderr
+    done = build(tmp_path, text.replace("speech.onnx,", "speech.onnx, shape: {x: [1, 576]},"), framework=framework)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_has_nothing_to_quantize_is_told_as_that() -> None:
     with pytest.raises(StepFailed, match=r"^nothing was quantized: it has no operator that could be \(Conv, …\); leave"):
         onnxsource.check_quantized(0, 0, ("Conv",), 10, 10)
