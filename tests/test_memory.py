@@ -164,8 +164,8 @@ def test_a_measurement_and_who_waits_for_its_memory_do_not_wait_for_each_other(
         request.addfinalizer(waits.kill)
         assert waits.stdout
         assert any("waits for memory that other steps hold" in line for line in waits.stdout)
-    assert "0 failed" in measures.communicate(timeout=60)[0]
-    assert "0 failed" in waits.communicate(timeout=60)[0]
+    assert "0 failed" in measures.communicate(timeout=120)[0]
+    assert "0 failed" in waits.communicate(timeout=120)[0]
 
 
 @pytest.mark.parametrize("killed", [False, True])

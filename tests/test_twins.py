@@ -63,7 +63,7 @@ def test_two_threads_do_not_both_wait_for_one_work(lab: Lab) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     seconds = {step["name"]: step["seconds"] for step in json.loads((lab.root / ".edgebuild/last-run.json").read_text())["steps"]}
     assert sorted(last_run(lab)[f"convert:{name}"] for name in ("one", "two", "ypsilon")) == ["ran", "ran", "restored"]
-    assert min(seconds["convert:one"], seconds["convert:two"]) < 0.5  # it did not begin before the other was done
+    assert min(seconds["convert:one"], seconds["convert:two"]) < 1  # it did not begin before the other was done
 
 
 @pytest.mark.parametrize("words", [(), ("-n", "2"), ("build:two", "build:one")])
