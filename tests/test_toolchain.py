@@ -490,9 +490,11 @@ def test_a_lock_changed_in_its_words_alone_reruns_nothing(packages: Index, fake:
 
 
 def test_a_toolchain_that_cannot_be_made_fails_its_steps_once(packages: Index, fake: Lab) -> None:
-    (fake.root / "targets" / "two.yaml").write_text(
-        (fake.root / "targets" / "one.yaml").read_text() + "quantize: {scheme: int4}\n"
-    )
+    from tests.conftest import write_model
+
+    write_model(fake.root / "other.gguf", "another")
+    one, two = (fake.root / "targets" / f"{name}.yaml" for name in ("one", "two"))
+    two.write_text(one.read_text().replace("model.gguf", "other.gguf"))
     done = packages.run(cwd=fake.root, EDGEBUILD_OFFLINE="1")
     assert done.returncode == 1
     assert done.stderr.count("and the toolchain fake (edgebuild-fake-framework 1.0) is not in ") <= 1
