@@ -7,7 +7,7 @@ alone, as its processor says nothing of the others. `--timed`: all eight for any
 
 The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
 backend. They are built by `doit`, a step at a time, and again by `doit -n` with a step a core, which is what one types who has
-eight; benchmarks run alone in any case. One by one, each is built in a project of its own with an empty store, as eight commands
+eight; benchmarks run alone in any case. Both stand between the first four and the last of the eight one by one. One by one, each is built in a project of its own with an empty store, as eight commands
 that know nothing of each other. The model is as published ones are, without golden logits. Toolchains are made before, where they
 are not there yet (`edgebuild toolchain install --all`), and are in neither time. The seconds of each kind of step are printed for
 both. All ways the same bundles must come out, byte for byte. Exits 1 where the eight by `doit -n` take more than half the sum.
@@ -100,12 +100,13 @@ def main() -> int:
     figures, ratios, at_once = Figures(), [], []
     for _ in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
-            together = project(Path(folder, "together"), options.model, names, options.timed)
-            shared = built(together)
-            beside = project(Path(folder, "beside"), options.model, names, options.timed)
-            quick = built(beside, "-n", str(cores))
             alone, made = 0.0, {}
-            for name in names:
+            for number, name in enumerate(names):
+                if number == len(names) // 2:  # in the middle, so that a machine that becomes slower or faster favours neither
+                    together = project(Path(folder, "together"), options.model, names, options.timed)
+                    shared = built(together)
+                    beside = project(Path(folder, "beside"), options.model, names, options.timed)
+                    quick = built(beside, "-n", str(cores))
                 one = project(Path(folder, name), options.model, [name], options.timed)
                 seconds = built(one)
                 print(f"  {name:<20} {seconds:6.1f} s", flush=True)
