@@ -172,7 +172,8 @@ class Tasks:
             self._run(step)
             return
         self.journal.started(name)
-        self.journal.ended(name, "blocked", 0.0, reason := f"the same work as {first}, which failed", reason)
+        reason = f"the same work as {first}, which failed; `doit {name}` tries it by itself"
+        self.journal.ended(name, "blocked", 0.0, reason, reason)
 
     def finish(self) -> int:
         """After the last step: what is no more goes, and the memos are kept. → the exit status."""

@@ -83,6 +83,17 @@ def test_a_work_that_fails_is_not_tried_for_each(lab: Lab, words: tuple[str, ...
     assert run(lab).returncode == 0
 
 
+def test_what_fails_for_one_target_alone_is_tried_by_itself_as_the_message_says(lab: Lab) -> None:
+    second(lab)
+    (lab.root / ".edgebuild" / "logs" / "one" / "convert.log").mkdir(parents=True)
+    result = run(lab)
+    assert result.returncode == 1
+    assert "the same work as convert:one, which failed; `doit convert:two` tries it by itself" in result.stdout
+    assert run(lab, "convert:two").returncode == 0
+    assert run(lab, "build:two").returncode == 0
+    assert last_run(lab)["convert:two"] == "fresh"
+
+
 def test_a_limit_of_its_own_is_a_try_of_its_own(lab: Lab) -> None:
     write_model(lab.root / "model.gguf", "!slow1")
     (lab.root / "targets" / "one.yaml").write_text(f"{TARGET}limits: {{time: 900ms}}\n")

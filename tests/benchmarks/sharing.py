@@ -7,10 +7,11 @@ alone, as its processor says nothing of the others. `--timed`: all eight for any
 
 The eight in one project share what they share: the source is read, looked at and run once, and converted and measured once a
 backend. They are built by `doit`, a step at a time, and again by `doit -n` with a step a core, which is what one types who has
-eight; benchmarks run alone in any case. Both stand between the first four and the last of the eight one by one. One by one, each is built in a project of its own with an empty store, as eight commands
-that know nothing of each other. The model is as published ones are, without golden logits. Toolchains are made before, where they
-are not there yet (`edgebuild toolchain install --all`), and are in neither time. The seconds of each kind of step are printed for
-both. All ways the same bundles must come out, byte for byte. Exits 1 where the eight by `doit -n` take more than half the sum.
+eight; benchmarks run alone in any case. Both stand between the first four and the last four of the eight one by one. Of these, each
+is built in a project of its own with an empty store, as eight commands that know nothing of each other. The model is as published
+ones are, without golden logits. Toolchains are made before, where they are not there yet (`edgebuild toolchain install --all`), and
+are in neither time. The seconds of each kind of step are printed for both. All ways the same bundles must come out, byte for byte.
+Exits 1 where the eight by `doit -n` take more than half the sum.
 
 A step at a time, two targets a backend can never take half the sum unless all that a target has for itself (quantize, evaluate,
 benchmark, package) takes less than three quarters of what all of them share (fetch, assess, reference): what the two targets of a
