@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +254,13 @@ def test_hardware_of_another_revision_is_refused(tmp_path: Path) -> None:
 
 
 # -- two builds -------------------------------------------------------------------------------------------------------------
+def a_second_later() -> None:
+    """A signature of CMS says when it was made, in whole seconds (RFC 5652 §11.3): two within one second are the same."""
+    time.sleep(1.0)
+
+
 def test_two_builds_differ_in_signatures_alone(once: Path, tmp_path: Path) -> None:
+    a_second_later()
     one, other = once, pack("firmware", tmp_path / "other")
     trees = [{path.relative_to(out).as_posix(): path.read_bytes() for path in files(out)} for out in (one, other)]
     assert {place for place in trees[0] if trees[0][place] != trees[1][place]} <= {
@@ -297,6 +304,7 @@ def test_verify_compares_what_signatures_leave_alone(lab: Lab) -> None:
     platform = lab.root / "platforms" / "fake.yaml"
     platform.write_text(platform.read_text().replace("kind: folder", "kind: firmware"))
     lab.build()
+    a_second_later()
     equal, said = verify_here(lab)
     assert equal
     assert "files, but for signatures in one.raucb, one.swu\n" in said
