@@ -14,6 +14,8 @@ import pytest
 
 from edgebuild import process
 from edgebuild.errors import INTERRUPTED
+from tests.conftest import Lab
+from tests.test_cli import run
 
 PARENT = """
 import os, signal, subprocess, sys
@@ -78,6 +80,33 @@ def test_the_allocator_is_told_to_keep_memory_for_quantizations_alone(tmp_path: 
         process.Workers()._start({"verb": verb}, "record.json", str(tmp_path), None, sys.executable)
     assert process.ALLOCATOR.items() <= seen[0].items()
     assert not process.ALLOCATOR.keys() & {*seen[1], *seen[2]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="setpriv is of Linux")
+def test_threads_that_wait_sleep_where_steps_run_beside_one_another(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `doit -n`, but for a benchmark; a step at a time, libraries do as they like."""
+    wrapper, seen = tmp_path / "bin" / "setpriv", tmp_path / "seen"
+    wrapper.parent.mkdir()
+    verb = """sed -n 's/.*"verb": "\\([a-z]*\\)".*/\\1/p' "$last" 2>/dev/null"""
+    wrapper.write_text(f'#!/bin/sh\nfor last; do :; done\nenv >> "{seen}/$({verb}).env"\nexec {shutil.which("setpriv")} "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", str(wrapper.parent), prepend=os.pathsep)
+
+    def told(*words: str) -> dict[str, set[str]]:
+        seen.mkdir()
+        assert run(lab, *words).returncode == 0
+        found = {path.stem: set(path.read_text().splitlines()) for path in seen.iterdir()}
+        shutil.rmtree(seen)
+        return found
+
+    wanted = {f"{name}={value}" for name, value in process.SLEEPING.items()}
+    assert not any(wanted & lines for lines in told("evaluate:one").values())
+    verbs = told("-n", "2", "again=evaluate:one", "build:one")
+    assert {"evaluate", "benchmark"} <= verbs.keys()
+    assert wanted <= verbs["evaluate"]
+    assert not wanted & verbs["benchmark"]
 
 
 ENDING = """
