@@ -27,9 +27,9 @@ PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLA
 # one comes back, which is a third of the time. Above 32 MiB, its own largest threshold, a block still returns at once. No bytes
 # that are made depend on it, so no key holds it. A conversion is no faster by it, and takes more; a benchmark is left alone.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-# Where steps run beside one another, threads that wait for work sleep at once. OpenBLAS's else spin for 2^26 cycles (THREAD_TIMEOUT in
-# its driver/others/blas_server.c), on a core that another step could have. A step by itself is slower by it: it wakes them again and
-# again. No bytes depend on that either; a benchmark is left alone.
+# Where steps run beside one another, threads that wait for work sleep at once. Else they spin for a while, on a core that another step
+# could have: OpenBLAS's for two to the power of this in cycles, of which it takes no fewer (its driver/others/blas_server.c). A step by
+# itself is slower by it: it wakes them again and again. No bytes depend on that either; a benchmark is left alone.
 SLEEPING = {"OPENBLAS_THREAD_TIMEOUT": "4", "OMP_WAIT_POLICY": "PASSIVE"}
 SAMPLE_SECONDS = 0.1  # between two looks at the worker's memory
 LOOK_SECONDS = 1.0  # between two looks for its children: a walk over all processes, 4 ms of a core for a hundred
