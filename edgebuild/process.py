@@ -23,13 +23,9 @@ from edgebuild.step import ENVIRONMENT
 
 # What a worker gets of its parent's environment: where programs and libraries are, and nothing that holds a secret.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-# For a quantization, glibc's allocator is told to keep what was freed for what is asked next: the kernel zeroes a page each time
-# one comes back, which is a third of the time. Above 32 MiB, its own largest threshold, a block still returns at once. No bytes
-# that are made depend on it, so no key holds it. A conversion is no faster by it, and takes more; a benchmark is left alone.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Where steps run beside one another, threads that wait for work sleep at once. Else they spin for a while, on a core that another step
 # could have: OpenBLAS's for two to the power of this in cycles, of which it takes no fewer (its driver/others/blas_server.c). A step by
-# itself is slower by it: it wakes them again and again. No bytes depend on that either; a benchmark is left alone.
+# itself is slower by it: it wakes them again and again. No bytes depend on that, so no key holds it; a benchmark is left alone.
 SLEEPING = {"OPENBLAS_THREAD_TIMEOUT": "4", "OMP_WAIT_POLICY": "PASSIVE"}
 SAMPLE_SECONDS = 0.1  # between two looks at the worker's memory
 LOOK_SECONDS = 1.0  # between two looks for its children: a walk over all processes, 4 ms of a core for a hundred
@@ -156,8 +152,6 @@ class Workers:
     def _start(self, record: Mapping[str, Any], path: str, scratch: str, output: Any, python: str) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         environment |= ENVIRONMENT
-        if record["verb"] == "quantize":
-            environment |= ALLOCATOR
         if record["verb"] != "benchmark" and threading.current_thread() is not threading.main_thread():  # as under `doit -n`
             environment |= SLEEPING
         if "download" in record:

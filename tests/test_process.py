@@ -69,19 +69,6 @@ def test_one_whose_parent_is_gone_at_its_start_does_nothing(tmp_path: Path) -> N
     worker.stderr.close()
 
 
-def test_the_allocator_is_told_to_keep_memory_for_quantizations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
-
-    def begin(self: object, words: object, *, env: dict[str, str], **how: object) -> None:
-        seen.append(env)
-
-    monkeypatch.setattr(process.Workers, "_begin", begin)
-    for verb in ("quantize", "convert", "benchmark"):
-        process.Workers()._start({"verb": verb}, "record.json", str(tmp_path), None, sys.executable)
-    assert process.ALLOCATOR.items() <= seen[0].items()
-    assert not process.ALLOCATOR.keys() & {*seen[1], *seen[2]}
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="setpriv is of Linux")
 def test_threads_that_wait_sleep_where_steps_run_beside_one_another(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,8 @@ SCALED_OF = {
 }
 GRAPH, GRAPH_LAYER = 20_000, 12_000  # bytes of the graph and of its part for a layer
 BITS = {"int4": 4, "int8": 8}
-IMPORTED, RUNNING = 450_000_000, 120_000_000  # bytes of memory that making, and running, take before any weight
+# Bytes of memory that converting, quantizing and running take before any weight.
+IMPORTED, QUANTIZER, RUNNING = 450_000_000, 100_000_000, 120_000_000
 
 
 def is_one(model: Path) -> bool:
@@ -84,8 +85,9 @@ def refuse(facts: ModelFacts, parameters: Mapping[str, Any]) -> str:
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> Estimate:
     """All in float32, but, quantized, the matrices that products read: the embedding is looked up, and stays.
 
-    The builder makes one tensor after the other from weights that are mapped; the quantizer holds what it reads and what it makes;
-    running lays weights out once: on 0.65 billion, with a window's logits, 2.43 GB of 2.60 of float32, 0.50 of 0.71 of int4.
+    The builder makes one tensor after the other from weights that are mapped; the quantizer maps what it reads too, and holds what it
+    made, of the last matrix a few copies; running lays weights out once: on 0.65 billion, with a window's logits, 2.43 GB of 2.60 of
+    float32, 0.50 of 0.71 of int4.
     """
     from edgebuild import samples
 
@@ -95,10 +97,11 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
         count, matrices = count + embedding, matrices + embedding  # written twice: looked up, and multiplied by
     whole = 4 * (count + (facts.context or 0) * (facts.hidden or 0) // (facts.heads or 1))  # with a table of rotations
     others = GRAPH + GRAPH_LAYER * (facts.layers or 0) + facts.tokenizer
-    made = whole
+    made, making = whole, IMPORTED + whole // 8 + 6 * facts.largest
     if scheme != "none" and "group_size" in parameters:
-        made -= int((4 - bytes_each(scheme, parameters)) * (matrices - embedding))
-    making = IMPORTED + (whole + made if scheme != "none" else whole // 8 + 6 * facts.largest)
+        each = bytes_each(scheme, parameters)
+        made -= int((4 - each) * (matrices - embedding))
+        making = QUANTIZER + int(each * (matrices - embedding + 4 * facts.largest))
     if facts.experts:
         making = IMPORTED + 2 * whole  # not measured: more than all of it at once
     answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
@@ -129,18 +132,17 @@ def hold(session: LmSession, source: Mapping[str, Path]) -> dict[str, Any]:
 
 def quantize(action: Action) -> Outcome:
     """Weights of matrix products in blocks of four or eight bits, all else as it is. Raises StepFailed where nothing was, or did not shrink."""
-    import onnx
-
     source, out, params = action.inputs["model"], action.outputs["model"], action.params
     out.mkdir()
     for path in source.iterdir():
         if path.name not in (MODEL, DATA):
             shutil.copyfile(path, out / path.name)
     with _framework("load the converted model", "onnx"):
-        model = _load(source)
+        model = _mapped(source)
     excluded = _excluded(model.graph.node, params["exclude"])
     possible = [node.name for node in model.graph.node if node.op_type == "MatMul"]
     with _framework("quantize this model", "onnxruntime.quantization"):
+        import onnx_ir
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         tool = MatMulNBitsQuantizer(
@@ -151,15 +153,7 @@ def quantize(action: Action) -> Outcome:
             nodes_to_exclude=excluded,
         )
         tool.process()
-        onnx.save_model(
-            tool.model.model,
-            out / MODEL,
-            save_as_external_data=True,
-            all_tensors_to_one_file=True,
-            location=DATA,
-            size_threshold=0,
-        )
-    del tool, model
+        onnx_ir.save(onnx_ir.from_proto(tool.model.model), out / MODEL, external_data=DATA, size_threshold_bytes=0)
     reference.set_modes(out)
     return _counted(action, possible, source, out)
 
@@ -230,11 +224,25 @@ def _build(source: Path, out: Path) -> None:
 
         words = ("", str(source), str(out), "fp32", "cpu", str(scratch))
         options = parse_extra_options(*words, list(OPTIONS))
-        create_model(*words, **options)
+        with _unfilled():
+            create_model(*words, **options)
     shutil.rmtree(scratch, ignore_errors=True)
     if missing := [name for name in (MODEL, DATA, CONFIG, "tokenizer_config.json") if not (out / name).is_file()]:
         raise StepFailed(f"onnxruntime-genai's model builder made no {missing[0]}; see the log, or name another framework")
     reference.set_modes(out)
+
+
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Layers are not filled with random numbers when they are made: the builder gives each its weights, and that took a tenth of its time."""
+    import torch
+
+    fill = torch.nn.Linear.reset_parameters
+    torch.nn.Linear.reset_parameters = lambda layer: None
+    try:
+        yield
+    finally:
+        torch.nn.Linear.reset_parameters = fill
 
 
 def _spelt_out(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,23 +265,18 @@ def _architectures() -> frozenset[str]:
 
 
 # -- quantizing -----------------------------------------------------------------------------------------------------------
-def _load(folder: Path) -> Any:
-    """The graph with its weights, read here: onnx refuses a file of weights that has two names, as links into the store have."""
+def _mapped(folder: Path) -> Any:
+    """The graph, with the place of its weights: onnx_ir, by which they are quantized and saved, maps what it reads, one after the other.
+
+    The place is absolute, and no folder's: in a folder it takes no file that has two names, as links into the store have.
+    """
     import onnx
 
     model = onnx.load(folder / MODEL, load_external_data=False)
-    with (folder / DATA).open("rb") as file:
-        for tensor in model.graph.initializer:
-            if tensor.data_location != onnx.TensorProto.EXTERNAL:
-                continue
-            place = {one.key: one.value for one in tensor.external_data}
-            file.seek(int(place.get("offset", 0)))
-            data = file.read(int(place["length"]))
-            if len(data) != int(place["length"]):
-                raise ValueError(f"{DATA} ends before {tensor.name}")
-            tensor.raw_data = data
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str((folder / DATA).absolute())
     return model
 
 

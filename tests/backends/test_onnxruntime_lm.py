@@ -4,7 +4,9 @@ onnxruntime-genai's model builder needs torch: .ci/run has it in an environment 
 """
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -100,6 +102,16 @@ def test_the_graph_in_plain_onnx_runtime_says_the_same(int4: Path) -> None:
 
 
 @needs_onnxruntime_lm
+def test_no_layer_is_filled_with_random_numbers_first(tmp_path: Path) -> None:
+    import torch
+
+    fill, before = torch.nn.Linear.reset_parameters, torch.get_rng_state()
+    convert(copied(tmp_path / "source", golden=False), tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.nn.Linear.reset_parameters is fill
+
+
+@needs_onnxruntime_lm
 def test_a_wrong_tokenizer_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of another vocabulary in its place, as a wrong conversion would make it."""
     build = onnxruntime_lm._build
@@ -146,16 +158,33 @@ def test_quantize(converted: Path, tmp_path: Path, scheme: str, given: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("layers", "count", "converting", "quantizing"),
-    [(4, 650_013_696, 1.32e9, 3.60e9), (10, 1_329_527_808, 1.66e9, 6.69e9)],
+    ("layers", "count", "converting", "int4", "int8"),
+    [(4, 650_013_696, 1.32e9, 0.54e9, 0.0), (10, 1_329_527_808, 1.66e9, 0.91e9, 1.83e9)],
 )
-def test_estimates_of_phi3_mini_are_as_measured(layers: int, count: int, converting: float, quantizing: float) -> None:
-    """Of memory, by `own_commands.py`: a conversion holds some copies of the largest tensor."""
+def test_estimates_of_phi3_mini_are_as_measured(layers: int, count: int, converting: float, int4: float, int8: float) -> None:
+    """Of memory, by `own_commands.py`: neither holds the model; some copies of the largest tensor, and what was quantized."""
     facts = replace(PHI3_MINI, layers=layers, parameters={"BF16": count}, weights={"": count - (2 * layers + 1) * 3072})
-    none = onnxruntime.estimate(facts, "none", {}, 10**11)
-    int4 = onnxruntime.estimate(facts, "int4", onnxruntime.parameters("int4", {"group_size": 64}, False), 10**11)
-    assert converting < none.making < 1.1 * converting
-    assert quantizing < int4.making < 1.1 * quantizing
+    assert converting < onnxruntime.estimate(facts, "none", {}, 10**11).making < 1.1 * converting
+    for scheme, quantizing in (("int4", int4), ("int8", int8)):
+        given = onnxruntime.parameters(scheme, {"method": "weights", "group_size": 64}, False)
+        if quantizing:
+            assert quantizing < onnxruntime.estimate(facts, scheme, given, 10**11).making < 1.2 * quantizing
+
+
+@needs_onnxruntime_lm
+def test_weights_that_are_read_where_they_lie(converted: Path, tmp_path: Path) -> None:
+    """As the store has them, under two names; what is made holds them and no path. One cut short is said to be."""
+    source = tmp_path / "in/model"
+    shutil.copytree(converted / "model", source)
+    (tmp_path / "second").hardlink_to(source / "model.onnx.data")
+    quantize(source, tmp_path / "out")
+    quantize(converted / "model", tmp_path / "again")
+    assert contents(tmp_path / "out/model") == contents(tmp_path / "again/model")
+    assert str(tmp_path).encode() not in (tmp_path / "out/model/model.onnx").read_bytes()
+    os.truncate(source / "model.onnx.data", (source / "model.onnx.data").stat().st_size - 1000)
+    for exclude in ([], ["/lm_head/MatMul"]):  # what is cut is quantized, or copied
+        with pytest.raises(StepFailed, match=r"onnxruntime.quantization cannot quantize this model: "):
+            quantize(source, tmp_path / f"cut-{len(exclude)}", exclude=exclude)
 
 
 @needs_onnxruntime_lm
