@@ -210,6 +210,7 @@ class Builder:
             "verb": step.verb,
             "backend": components.get("backend", ""),
             "params": components["params"],
+            "toolchain": components.get("toolchain", {}),
             "root": os.getcwd(),
             "inputs": dict(inputs),
             "outputs": outputs,

@@ -26,7 +26,8 @@ from edgebuild.step import Action, Download, Image, Outcome
 if TYPE_CHECKING:
     from edgebuild.signing import Pair
 
-# Where frameworks run torch. Elsewhere transformers, which tokenizes, would import it wherever it is installed, for four seconds.
+# Where frameworks run torch, if it is in their toolchain. Elsewhere transformers, which tokenizes, would import it wherever it is
+# installed, for seconds.
 TORCH = ("reference", "convert", "quantize", "smoke")
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1  # linux/sched.h, linux/prctl.h
 
@@ -165,7 +166,7 @@ def main(path: str) -> int:
     network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
     os.umask(0o022)
-    if record["verb"] not in TORCH:
+    if record["verb"] not in TORCH or "torch" not in record.get("toolchain", ["torch"]):
         sys.modules["torch"] = None  # type: ignore[assignment]  # to Python: not found
     result: dict[str, Any] = {"network": network}
     try:

@@ -139,10 +139,19 @@ def test_one_whose_parent_is_gone_does_nothing_more() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
 
 
-@pytest.mark.parametrize(("verb", "found"), [("evaluate", "False"), ("package", "False"), ("convert", "True")])
-def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, found: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "toolchain", "found"),
+    [
+        ("evaluate", {"torch": "2.13.0"}, "False"),
+        ("package", {}, "False"),
+        ("convert", {"torch": "2.13.0"}, "True"),
+        ("convert", {"mlx": "0.32.4"}, "False"),
+        ("smoke", None, "True"),
+    ],
+)
+def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, toolchain: dict[str, str] | None, found: str) -> None:
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"verb": verb}))
+    record.write_text(json.dumps({"verb": verb, **({} if toolchain is None else {"toolchain": toolchain})}))
     look = "worker.perform = lambda record: worker.Outcome(summary=str('torch' not in sys.modules))"
     script = f"import sys; from edgebuild import worker; {look}; sys.exit(worker.main(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, record], stdin=subprocess.PIPE, timeout=60, check=True)

@@ -123,6 +123,7 @@ class Bench:
                 "verb": step.verb,
                 "backend": components["backend"],
                 "params": components["params"],
+                "toolchain": components["toolchain"],
                 "root": os.getcwd(),
                 "inputs": dict(step.inputs),
                 "outputs": {name: os.path.abspath(f"{folder}/{name}") for name in step.outputs},
