@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgebuild import digest
+from edgebuild.backend import MAX_WINDOWS, WINDOW
 from edgebuild.errors import BadInput, did_you_mean, shown
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 MAX_BYTES = 4 * 2**30  # of an .npz, uncompressed: everything is read into memory
 MAX_TEXT = 64 * 2**20  # bytes
 LABELS = "labels"
-WINDOW = 256  # tokens that a language model sees at once
-# 16 windows are 4,096 tokens: a model of 4 million parameters in MLX float32 on a Linux CPU runs about 250 tokens a second,
-# so an evaluation stays below 25 s. On the example the interval of kl_mean reaches from two thirds to three halves of it.
-MAX_WINDOWS = 16
 MIN_WINDOWS = 2
 SEED = 20
 # A recipe is chosen on one part of the data and judged on the rest, else the choice would flatter itself: of samples a third

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgebuild import answers, intervals, language, likeness, quality, samples
-from edgebuild.backend import Backend
+from edgebuild.backend import WINDOW, Backend
 from edgebuild.backends import onnxruntime
 from edgebuild.errors import StepFailed
 from edgebuild.step import Action
@@ -441,4 +441,4 @@ def test_a_language_model_wants_text(tmp_path: Path) -> None:
 
 def test_the_limit_on_text_is_kept_by_the_second_view() -> None:
     assert language.SECOND_VIEW_TOKENS <= 1000
-    assert language.SECOND_VIEW_TOKENS // samples.WINDOW == samples.MIN_WINDOWS
+    assert language.SECOND_VIEW_TOKENS // WINDOW == samples.MIN_WINDOWS

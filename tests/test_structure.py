@@ -128,6 +128,14 @@ def test_no_framework_is_imported_by_the_core() -> None:
     )
 
 
+def test_what_a_model_takes_is_estimated_without_numpy() -> None:
+    """By every backend that takes it: so does the parent of workers, before each step."""
+    code = "import sys\nfrom edgebuild.cli import main\nassert main(['assess', 'targets/models/tiny-phi3']) == 0\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "memory to build" in done.stdout
+    assert {"numpy", "onnx", "jinja2"}.isdisjoint(done.stdout.split())
+
+
 def test_a_no_op_imports_little(tmp_path: Path) -> None:
     from tests.conftest import make_lab
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, reference
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backend import MAX_WINDOWS, WINDOW, Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.errors import StepFailed, said
 from edgebuild.formats import gguf
 from edgebuild.importance import Importance
@@ -101,8 +101,6 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     Running: weights in 16 bits are mapped, quantized ones kept in memory as kernels want them laid out; the context; and what an
     evaluation keeps of a text. Measured on Phi-3 of 0.004 and 0.65 billion parameters at 0.8 to 1 of it.
     """
-    from edgebuild import samples
-
     matrices, total = sum(facts.weights.values()), sum(facts.parameters.values())
     vocabulary = VOCABULARY * (facts.vocabulary or 0)
     output = min((facts.vocabulary or 0) * (facts.hidden or 0), matrices)
@@ -116,7 +114,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
         bits = BITS[scheme] if fits else FALLBACK_BITS.get(scheme, 16)
         artifact = int(((matrices - output) * bits + output * max(bits, OUTPUT_BITS)) / 8) + 4 * (total - matrices) + vocabulary
         making, kept = QUANTIZING + 4 * facts.largest, artifact
-    answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
+    answers = (4 * MAX_WINDOWS + 24) * WINDOW * (facts.vocabulary or 0)
     running = IMPORTED + kept + 4 * BATCH * (facts.layers or 0) * (facts.hidden or 0) + answers
     if parameters.get("imatrix"):
         making = max(making, running)

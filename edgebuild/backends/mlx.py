@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import positions, reference
-from edgebuild.backend import Estimate, ModelFacts, Needs, Rung, Session
+from edgebuild.backend import WINDOW, Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.backends import mlx_float32 as float32
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, said, shown
 from edgebuild.formats import safetensors
@@ -120,8 +120,6 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     `float32.compute` keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the
     headers that are known here: a part of a model in other bits is not seen.
     """
-    from edgebuild import samples
-
     count = sum(facts.parameters.values())
     weights = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
     making = 0
@@ -133,7 +131,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
         )
         making = 12 * facts.largest
     floats = 4 * count if float32.kept(4 * count, available) else 8 * facts.largest
-    logits = 24 * samples.WINDOW * (facts.vocabulary or 0)
+    logits = 24 * WINDOW * (facts.vocabulary or 0)
     making += IMPORTED + int(min(weights, SHARD))
     return Estimate(artifact=int(weights) + facts.tokenizer, making=making, running=IMPORTED + int(weights) + floats + logits)
 

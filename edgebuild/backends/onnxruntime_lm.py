@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, onnxsource, positions, reference
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import MAX_WINDOWS, WINDOW, Estimate, ModelFacts
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed
 from edgebuild.step import Action, Outcome
 from edgebuild.units import human
@@ -89,8 +89,6 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     made, of the last matrix a few copies; running lays weights out once: on 0.65 billion, with a window's logits, 2.43 GB of 2.60 of
     float32, 0.50 of 0.71 of int4.
     """
-    from edgebuild import samples
-
     count, matrices = sum(facts.parameters.values()), sum(facts.weights.values())
     embedding = min((facts.vocabulary or 0) * (facts.hidden or 0), matrices)
     if facts.tied_embeddings:
@@ -104,7 +102,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
         making = QUANTIZER + int(each * (matrices - embedding + 4 * facts.largest))
     if facts.experts:
         making = IMPORTED + 2 * whole  # not measured: more than all of it at once
-    answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
+    answers = (4 * MAX_WINDOWS + 24) * WINDOW * (facts.vocabulary or 0)
     return Estimate(artifact=made + others, making=making, running=RUNNING + made + answers)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebuild import machine, reference
-from edgebuild.backend import Estimate, ModelFacts
+from edgebuild.backend import MAX_WINDOWS, WINDOW, Estimate, ModelFacts
 from edgebuild.backends import openvino_ir as ir
 from edgebuild.errors import StepFailed
 from edgebuild.formats import safetensors
@@ -87,8 +87,6 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
     Memory: converting maps weights and holds a tensor at a time; fitted on Phi-3 of 0.004 to 3.8 billion parameters. Running keeps
     weights as they are stored, laid out anew: on 0.65 billion, with a window's logits, 1.41 GB of 1.3 of bfloat16, 0.70 of 0.44 of int4.
     """
-    from edgebuild import samples
-
     count = sum(facts.parameters.values())
     data = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) // 8
     others = XML + XML_LAYER * (facts.layers or 0) + 17 * facts.tokenizer // 10
@@ -100,7 +98,7 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any]) -> E
         each = ir.bytes_each(parameters) if scheme == "int4" else 1
         made = int((matrices - outer) * each + outer + (count - matrices) * data / max(count, 1))
     making = CONVERTING + 10 * facts.largest if scheme == "none" else QUANTIZING + made + 4 * facts.largest
-    answers = (4 * samples.MAX_WINDOWS + 24) * samples.WINDOW * (facts.vocabulary or 0)
+    answers = (4 * MAX_WINDOWS + 24) * WINDOW * (facts.vocabulary or 0)
     running = RUNNING + 5 * made // 4 + answers
     return Estimate(artifact=made + others, making=making, running=running)
 
