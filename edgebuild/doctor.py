@@ -25,6 +25,8 @@ from edgebuild.units import human
 SECONDS = 60.0  # that a smoke may take: about one here, a few where a framework is read from a cold disk
 NOT_INSTALLED, WORKS, BROKEN = "not installed", "works", "broken"
 Versions = Callable[[tuple[str, ...]], Mapping[str, str]]
+# (backend, its lock, the versions of the packages that it names, an interpreter) → (what its smoke says, the worker's network)
+Attempt = Callable[[str, str, Mapping[str, str], str], tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +102,8 @@ def examine(store: str, perform: Perform | None = None, versions: Versions = too
     with tempfile.TemporaryDirectory(prefix="edgebuild-doctor-") as scratch, contextlib.chdir(scratch):
         attempt = _smoke(perform or Workers().perform, scratch)
         backends = tuple(_check(name, needs, attempt, versions) for name, needs in _needs())
-        try:
-            network = attempt("fake", "", sys.executable)[1]  # it needs nothing; the worker tells how it is kept from the network
+        try:  # it needs nothing; the worker tells how it is kept from the network
+            network = attempt("fake", "", {}, sys.executable)[1]
         except StepFailed as error:
             network = f"unavailable: {error}"
     return Report(
@@ -126,10 +128,10 @@ def _needs() -> list[tuple[str, Needs]]:
     return sorted(found, key=lambda one: one[1].lock)
 
 
-def _smoke(perform: Perform, scratch: str) -> Callable[[str, str, str], tuple[str, str]]:
-    """→ a function: a backend's name, its lock's, an interpreter → (what its smoke says, the worker's network). That raises StepFailed."""
+def _smoke(perform: Perform, scratch: str) -> Attempt:
+    """It raises StepFailed."""
 
-    def attempt(name: str, lock: str, python: str) -> tuple[str, str]:
+    def attempt(name: str, lock: str, packages: Mapping[str, str], python: str) -> tuple[str, str]:
         folder = os.path.join(scratch, lock or name)
         os.mkdir(folder)
         record = {
@@ -137,6 +139,7 @@ def _smoke(perform: Perform, scratch: str) -> Callable[[str, str, str], tuple[st
             "verb": "smoke",
             "backend": name,
             "params": {},
+            "toolchain": dict(packages),
             "root": folder,
             "inputs": {},
             "outputs": {},
@@ -147,7 +150,7 @@ def _smoke(perform: Perform, scratch: str) -> Callable[[str, str, str], tuple[st
     return attempt
 
 
-def _check(backend: str, needs: Needs, attempt: Callable[[str, str, str], tuple[str, str]], versions: Versions) -> Checked:
+def _check(backend: str, needs: Needs, attempt: Attempt, versions: Versions) -> Checked:
     name, wanted = needs.lock, needs.packages
     lock, found = toolchain.read(name), versions(wanted)
     packages = tuple(Package(name=one, found=found[one], pinned=_pinned(lock, one)) for one in wanted)
@@ -161,9 +164,8 @@ def _check(backend: str, needs: Needs, attempt: Callable[[str, str, str], tuple[
         message = f"{why}; the first build that needs it makes its toolchain, or {install}{by_pip}"
         return Checked(name=name, state=NOT_INSTALLED, message=message, python="", packages=packages)
     try:
-        return Checked(
-            name=name, state=WORKS, message=attempt(backend, name, python)[0] + where, python=python, packages=packages
-        )
+        said = attempt(backend, name, found, python)[0]
+        return Checked(name=name, state=WORKS, message=said + where, python=python, packages=packages)
     except StepFailed as error:
         mend = install if where or not by_pip else f"run: pip install --force-reinstall 'edgebuild[{name}]'"
         message = f"{str(error).splitlines()[0]}{where}; {mend}"

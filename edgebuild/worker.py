@@ -166,7 +166,7 @@ def main(path: str) -> int:
     network = "host's network: it downloads" if record.get("download") else _leave_network()
     _die_with_parent()
     os.umask(0o022)
-    if record["verb"] not in TORCH or "torch" not in record.get("toolchain", ["torch"]):
+    if record["verb"] not in TORCH or "torch" not in record["toolchain"]:
         sys.modules["torch"] = None  # type: ignore[assignment]  # to Python: not found
     result: dict[str, Any] = {"network": network}
     try:

@@ -122,7 +122,9 @@ runpy.run_module("edgebuild.worker", run_name="__main__")
 def test_one_that_has_done_its_work_is_not_taken_apart(tmp_path: Path) -> None:
     """Its threads and its frameworks' own ends are waited for, and nothing printed is lost."""
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"root": "/", "verb": "gate", "backend": "", "params": {}, "inputs": {}, "outputs": {}}))
+    record.write_text(
+        json.dumps({"root": "/", "verb": "gate", "backend": "", "params": {}, "toolchain": {}, "inputs": {}, "outputs": {}})
+    )
     done = subprocess.run([sys.executable, "-c", ENDING, record], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == ["held back by C", "its own end", "its thread"]
@@ -146,12 +148,12 @@ def test_one_whose_parent_is_gone_does_nothing_more() -> None:
         ("package", {}, "False"),
         ("convert", {"torch": "2.13.0"}, "True"),
         ("convert", {"mlx": "0.32.4"}, "False"),
-        ("smoke", None, "True"),
+        ("smoke", {"torch": "missing"}, "True"),
     ],
 )
-def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, toolchain: dict[str, str] | None, found: str) -> None:
+def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, toolchain: dict[str, str], found: str) -> None:
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"verb": verb, **({} if toolchain is None else {"toolchain": toolchain})}))
+    record.write_text(json.dumps({"verb": verb, "toolchain": toolchain}))
     look = "worker.perform = lambda record: worker.Outcome(summary=str('torch' not in sys.modules))"
     script = f"import sys; from edgebuild import worker; {look}; sys.exit(worker.main(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", script, record], stdin=subprocess.PIPE, timeout=60, check=True)

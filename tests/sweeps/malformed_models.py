@@ -665,6 +665,7 @@ def _in_worker(files: Mapping[str, str]) -> list[str]:
             "verb": verb,
             "backend": backend,
             "params": {"task": "other"} if verb == "convert" else {},
+            "toolchain": {},
             "root": os.getcwd(),
             "inputs": inputs,
         }
