@@ -20,6 +20,7 @@ from edgebuild.errors import INTERRUPTED, OutOfMemory, Refused, StepFailed, disk
 from edgebuild.files import alive, make_folder, mine, process_name, remove_tree
 from edgebuild.noop import STATE
 from edgebuild.step import ENVIRONMENT
+from edgebuild.units import human
 
 # What a worker gets of its parent's environment: where programs and libraries are, and nothing that holds a secret.
 PASSED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -195,8 +196,8 @@ class Workers:
         seconds: float,
     ) -> Result:
         peak = watched.peak
-        used = f"used {(peak or 0) / 1e9:.2f} GB of memory"
-        whose = f"its limit of {memory / 1e9:.2f} GB" if memory else f"the {_machine_memory() / 1e9:.2f} GB that may be used here"
+        used = f"used {human(peak or 0)} of memory"
+        whose = f"its limit of {human(memory)}" if memory else f"the {human(_machine_memory())} that may be used here"
         raised = "raise limits.memory" if memory else "build on a larger machine"
         advice = f"{raised}, or take a smaller model"
         if watched.ended == "memory":

@@ -152,7 +152,7 @@ def test_a_file_of_any_name_fails_alone(lab: Lab, name: str) -> None:
             "the framework does not take this model\n  log: .edgebuild/logs/one/convert.log\n    | what the framework prints",
         ),
         ("!hang", "took longer than its limit of 4 s"),
-        ("!memory", "over its limit of 0.40 GB"),
+        ("!memory", "over its limit of 400 MB"),
     ],
 )
 def test_a_worker_that_fails(lab: Lab, text: str, message: str) -> None:

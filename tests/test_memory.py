@@ -238,7 +238,7 @@ def test_bad_estimates(lab: Lab, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "limits", "words"),
     [
-        ("!memory", "memory: 400MB", ("over its limit of 0.40 GB", "raise limits.memory, or take a smaller model")),
+        ("!memory", "memory: 400MB", ("over its limit of 400 MB", "raise limits.memory, or take a smaller model")),
         ("!killed", "time: 60s", ("(SIGKILL)", "build with -n 1", "limits.estimates: {convert: SIZE}")),
         ("!bad_alloc", "time: 60s", ("for want of memory", "limits.estimates: {convert: SIZE}")),
         ("!MemoryError", "memory: 400MB", ("it got no more memory", "raise limits.memory")),

@@ -41,7 +41,7 @@ PLACES = (
     *(f".edgebuild/{name}" for name in ("objects", "records", "tmp", "locks", "logs/one")),
 )
 MISBEHAVIOUR = {
-    "!memory": "over its limit of 0.40 GB",
+    "!memory": "over its limit of 400 MB",
     "!hang": "took longer than its limit of 1 s",
     "!exit": "status 0 and no result",
     "!nothing": "no result",
