@@ -41,7 +41,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "build": ("evidence", "units"),
 }
 READERS: dict[str, tuple[str, ...]] = {  # the modules that a backend shares, or is made of
-    "mlx": ("backends.mlx_float32", "positions"),
+    "mlx": ("backends.mlx_float32", "backends.mlx_weights", "positions"),
     "onnxruntime": ("onnxsource", "backends.onnxruntime_lm", "positions"),
     "openvino": ("onnxsource", "backends.openvino_ir", "backends.openvino_lm"),
     "olive": (

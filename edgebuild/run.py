@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from edgebuild import ladder, machine, machinelock, roots
@@ -241,8 +242,12 @@ class Builder:
             if "machine" in components:  # it prepares beside others, and has the machine to itself when it measures
                 action["alone"] = {"folder": user_cache(), "held": held, "waits": f"{folders[0]}/waits"}
             result = self._perform(action, *folders, limits["memory"], limits["time"], python)
-        for place, role in result.kept.items():
-            self.project.store.copy(inputs[role], f"{scratch}/{place}")
+        if result.kept:
+            from edgebuild.worker import files
+
+            given = dict(files(Path(), inputs))
+            for place, role in result.kept.items():
+                self.project.store.copy(str(given[role]), f"{scratch}/{place}")
         return outputs, result
 
     @contextmanager

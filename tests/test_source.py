@@ -116,6 +116,14 @@ def test_code_is_neither_run_nor_needed(lab: Lab, hub: Loopback, monkeypatch: py
     assert "auto_map" not in (lab.root / "build/one/convert/model/config.json").read_text()
 
 
+def test_weights_that_a_conversion_leaves_as_they_are_come_from_the_cache(lab: Lab, hub: Loopback) -> None:
+    for step in ("fetch:one", "assess:one", "convert:one"):
+        assert run(lab, step).outcome == "ran"
+    made = lab.root / "build/one/convert/model"
+    assert {path.name for path in made.glob("*.safetensors")} == {"model.safetensors"}
+    assert (made / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+
+
 def test_a_plan_knows_the_model_once_it_is_here(lab: Lab, hub: Loopback) -> None:
     os.chdir(lab.root)
     assert forecast(Project(), "one").unknown == "known after fetch:one"

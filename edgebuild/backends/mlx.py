@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebuild import positions, reference
+from edgebuild import machine, positions, reference
 from edgebuild.backend import WINDOW, Estimate, ModelFacts, Needs, Rung, Session
 from edgebuild.backends import mlx_float32 as float32
+from edgebuild.backends.mlx_weights import AHEAD, saved
 from edgebuild.errors import BadInput, EdgebuildError, StepFailed, did_you_mean, said, shown
 from edgebuild.formats import safetensors
 from edgebuild.step import Action, Outcome
@@ -40,7 +41,7 @@ MIXED_SHARE = 0.2  # of the weights that get more bits by such a recipe, about
 LADDER: Mapping[str, Rung] = {}
 VIEWS: Mapping[str, str] = {"dequantized": "weights dequantized to float32", "kernels": "the int4/8 kernels themselves"}
 GROUPS = (32, 64, 128)
-SHARD = 5 * 2**30  # bytes; MAX_FILE_SIZE_GB of mlx_lm/utils.py
+MAX_CORES = 4  # that quantize beside one another
 IMPORTED = 60_000_000  # bytes of memory that mlx and transformers take before any weight; measured
 # What transformers 5 writes under a new name, and MLX reads under the old one.
 OLD_NAMES = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
@@ -114,30 +115,34 @@ def _refuse_positions(facts: ModelFacts) -> str:
 def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], available: int) -> Estimate:
     """Weights counted from the headers: `bits` an element, and two values a group (scale, bias) in the source's own type.
 
-    MLX quantizes every matrix, embeddings too; norms stay. Memory of making, fitted on Phi-3 of 0.004 to 3.8 billion parameters
-    (up to 1.24 times what was measured): it is lazy, a tensor at a time, holds its output until a shard of 5 GiB is on disk, and
-    quantizing takes 12 bytes an element of the largest tensor. Of running: weights as stored, then all of them in float32 where
-    `float32.compute` keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the
-    headers that are known here: a part of a model in other bits is not seen.
+    MLX quantizes every matrix, embeddings too; norms stay. Memory of making: what mlx_weights computes ahead and the largest tensor
+    (of a mixture of experts, all of a layer in one), each beside what it is made of; of Phi-3 up to 1.17 times what was measured,
+    nothing where the source's files stay. Of running: weights as stored, then all of them in float32 where `float32.compute`
+    keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the headers that are known
+    here: a part of a model in other bits is not seen.
     """
     count = sum(facts.parameters.values())
-    weights = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
-    making = 0
+    source = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
+    weights, made_of = source, 1.0 if facts.experts else 0.0  # a weight that is not quantized is made of itself, else stacked
     if scheme != "none":
-        matrices, each = sum(facts.weights.values()), weights / max(count, 1)
+        matrices, each = sum(facts.weights.values()), source / max(count, 1)
         weights = (
             matrices * (_bits_on_average(scheme, parameters) / 8 + 2 * each / parameters["group_size"])
             + (count - matrices) * each
         )
-        making = 12 * facts.largest
+        made_of = source / max(weights, 1)
+    largest = weights / max(count, 1) * facts.largest * (facts.experts or 1)
+    making = IMPORTED + int(min(AHEAD + largest, weights) * (1 + made_of))
     floats = 4 * count if float32.kept(4 * count, available) else 8 * facts.largest
     logits = 24 * WINDOW * (facts.vocabulary or 0)
-    making += IMPORTED + int(min(weights, SHARD))
     return Estimate(artifact=int(weights) + facts.tokenizer, making=making, running=IMPORTED + int(weights) + floats + logits)
 
 
 def convert(action: Action, facts: ModelFacts) -> Outcome:
-    """Weights as stored, configuration rewritten, no code; byte for byte the same from any folder."""
+    """Weights as stored, in the source's own files where MLX changes none of them; configuration rewritten, no code.
+
+    Byte for byte the same from any folder.
+    """
     _start()
     import mlx_lm
 
@@ -145,12 +150,14 @@ def convert(action: Action, facts: ModelFacts) -> Outcome:
     with reference.staged(action.inputs) as source:
         config = _rewritten(reference.without_code(source / "config.json"))
         (source / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        with _mlx("convert this model"):
+        with _mlx("convert this model"), saved() as stay:
             mlx_lm.convert(hf_path=str(source), mlx_path=str(out))
         _tidy(out, source / "tokenizer_config.json")
-    kinds = ", ".join(sorted({dtype.lower() for dtype, _ in _tensors(out).values()}))
+    files = [action.inputs[f"model/{name}"] for name in stay] or sorted(out.glob("*.safetensors"))
+    kinds = ", ".join(sorted({dtype.lower() for path in files for dtype, _ in safetensors.read(str(path)).tensors.values()}))
     action.outputs["report"].write_text(json.dumps({"dtypes": kinds}), encoding="utf-8")
-    return Outcome(summary=f"{kinds}, {sum(facts.parameters.values()):,} parameters")
+    kept = {f"model/{name}": f"model/{name}" for name in stay}
+    return Outcome(summary=f"{kinds}, {sum(facts.parameters.values()):,} parameters", kept=kept)
 
 
 def hold(session: Session, source: Mapping[str, Path], facts: ModelFacts) -> dict[str, Any]:
@@ -171,7 +178,8 @@ def quantize(action: Action, facts: ModelFacts) -> Outcome:
     settings: dict[str, Any] = {"q_bits": BITS[scheme], "q_group_size": group}
     if method or named:
         settings["quant_predicate"] = _predicate(source, group, method, named)
-    with _mlx("quantize this model"):
+    cores = min(MAX_CORES, machine.cores()) if float32.LINUX else 1  # elsewhere a GPU computes
+    with _mlx("quantize this model"), saved(cores):
         mlx_lm.convert(hf_path=str(source), mlx_path=str(out), quantize=True, **settings)
     _tidy(out, source / "tokenizer_config.json")
     layers = _layers(out)
@@ -420,11 +428,6 @@ def _layers(model: Path) -> list[_Layer]:
     quantized = [_Layer(name=n, inputs=m.scales.shape[-1] * m.group_size, bits=m.bits) for n, m in modules if "scales" in m]
     plain = [_Layer(name=n, inputs=m.weight.shape[-1], bits=0) for n, m in modules if hasattr(m, "to_quantized")]
     return quantized + plain
-
-
-def _tensors(model: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    headers = [safetensors.read(str(path)) for path in sorted(model.glob("*.safetensors"))]
-    return {name: kind for header in headers for name, kind in header.tensors.items()}
 
 
 def _weights(model: Path) -> int:

@@ -6,6 +6,7 @@ trusts the header sees the file.
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -61,6 +62,29 @@ def read(path: str) -> Header:
     if end != size - 8 - length:
         raise ValueError(f"its tensors need {end} bytes, the file has {size - 8 - length}: truncated or damaged{AGAIN}")
     return Header(tensors=tensors, metadata={str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {})
+
+
+def write(
+    path: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]], data: Iterable[memoryview], metadata: Mapping[str, str]
+) -> None:
+    """A file of `tensors`, whose bytes `data` gives one after the other: the library's own writer wants all of them in memory at once.
+
+    Raises ValueError where one has not as many bytes as its dtype and shape say, OSError where the file cannot be written.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end, sizes = 0, []
+    for name, (dtype, shape) in tensors.items():
+        sizes.append((prod(shape) * BITS[dtype] + 7) // 8)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (end, end := end + sizes[-1])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the data begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, size, one in zip(tensors, sizes, data, strict=True):
+            if one.nbytes != size:
+                raise ValueError(f"tensor {name!r} has {one.nbytes} bytes, not {size}")
+            file.write(one)
+            one.release()  # what it shows may be let go
 
 
 def _tensor(name: str, entry: object) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
