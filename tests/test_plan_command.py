@@ -343,6 +343,18 @@ def test_estimates_of_the_published_conversion() -> None:
     assert mlx.estimate(facts, "int4", {"group_size": 64}, 20 * 10**9).running < 3.5e9  # a layer at a time
 
 
+def test_a_mixture_of_experts_is_stacked_by_layers() -> None:
+    """As Qwen3-30B-A3B, whose largest tensor is its embedding: no more than what a layer has is ever one tensor."""
+    count = 30_532_122_624
+    facts = ModelFacts(
+        format="huggingface", parameters={"BF16": count}, weights={"": count}, largest=151_936 * 2048, layers=48, experts=128
+    )
+    layer = 128 * 768 * 2048  # elements of what one layer's experts have of one kind
+    for scheme, each in (("none", 2 + 2), ("int4", 2 + 0.5625)):
+        making = mlx.estimate(facts, scheme, {"group_size": 64}, 10**11).making
+        assert layer * each < making < count / 48 * each * 1.5
+
+
 @pytest.mark.slow
 def test_estimates_of_real_conversions(tmp_path: Path) -> None:
     """The examples, through the real frameworks: sizes within 5 %."""

@@ -116,8 +116,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     """Weights counted from the headers: `bits` an element, and two values a group (scale, bias) in the source's own type.
 
     MLX quantizes every matrix, embeddings too; norms stay. Memory of making: what mlx_weights computes ahead and the largest tensor
-    (of a mixture of experts, all of a layer in one), each beside what it is made of; of Phi-3 up to 1.17 times what was measured,
-    nothing where the source's files stay. Of running: weights as stored, then all of them in float32 where `float32.compute`
+    (of a mixture of experts, what may be all of a layer in one), each beside what it is made of: of Phi-3 up to 1.17 times what was
+    measured, which is nothing where the source's files stay. Of running: weights as stored, then all of them in float32 where `float32.compute`
     keeps them, else the largest tensor twice; and a window's logits. What `layers` names is not in the headers that are known
     here: a part of a model in other bits is not seen.
     """
@@ -131,7 +131,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
             + (count - matrices) * each
         )
         made_of = source / max(weights, 1)
-    largest = weights / max(count, 1) * facts.largest * (facts.experts or 1)
+    stacked = min(facts.largest * (facts.experts or 0), count // (facts.layers or 1))
+    largest = weights / max(count, 1) * max(facts.largest, stacked)
     making = IMPORTED + int(min(AHEAD + largest, weights) * (1 + made_of))
     floats = 4 * count if float32.kept(4 * count, available) else 8 * facts.largest
     logits = 24 * WINDOW * (facts.vocabulary or 0)
