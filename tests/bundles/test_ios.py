@@ -116,31 +116,14 @@ def test_an_artifact_that_is_no_model_folder(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_example_model_runs_from_the_bundle(tmp_path: Path) -> None:
     """tiny-phi3, int4: loaded by mlx-lm from the bundle, its golden output; the same bytes twice."""
-    from edgebuild import assess
     from edgebuild.backends import mlx
-    from edgebuild.step import Action
+    from tests.backends import language
 
-    source = ROOT / "targets" / "models" / "tiny-phi3"
-    roles = {f"model/{path.name}": path for path in source.iterdir()}
-    facts = assess.assess(roles)
-    for name in ("convert", "quantize"):
-        (tmp_path / name).mkdir()
-    outputs = {
-        name: {"model": tmp_path / name / "model", "report": tmp_path / name / "report"} for name in ("convert", "quantize")
-    }
-    task = {"task": "text-generation"}
-    mlx.convert(Action(verb="convert", backend="mlx", params=task, inputs=roles, outputs=outputs["convert"]), facts)
-    quantize = Action(
-        verb="quantize",
-        backend="mlx",
-        params={**task, "scheme": "int4", "group_size": 64},
-        inputs={"model": outputs["convert"]["model"]},
-        outputs=outputs["quantize"],
-    )
-    mlx.quantize(quantize, facts)
+    language.convert("mlx", ROOT / "targets/models/tiny-phi3", tmp_path / "convert")
+    language.quantize("mlx", tmp_path / "convert/model", tmp_path / "quantize", "int4", group_size=64)
     made = []
     for place in ("a", "b"):
-        step = action("ios", outputs["quantize"]["model"], tmp_path / place)
+        step = action("ios", tmp_path / "quantize/model", tmp_path / place)
         bundle.run(step, "mlx", mlx, ios)
         made.append((step.outputs["archive"].read_bytes(), step.outputs["report"].read_bytes()))
     assert made[0] == made[1]
