@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -287,7 +287,9 @@ class MlxSession:
         with _mlx(f"load {model.name}"):
             self._model, config = load_model(model, lazy=True, trust_remote_code=False)
             self._tokenizer = reference.tokenizer(model)
+            self._attention: Callable[[], AbstractContextManager[None]] = nullcontext
             if view == "dequantized":
+                self._attention = float32.attention
                 float32.compute(self._model, lambda: load_model(model, lazy=True, trust_remote_code=False)[0])
                 # Before dequantizing: int4 times a bfloat16 scale, rounded to bfloat16, would be a third set of weights.
                 self._model.update(tree_map(float32.of, self._model.parameters()))
@@ -315,7 +317,7 @@ class MlxSession:
         import numpy as np
 
         reference.within(self._vocabulary, tokens)
-        with _mlx("run the model"):
+        with _mlx("run the model"), self._attention():
             found: NDArray[np.float32] = np.array(self._model(mx.array(tokens)[None])[0].astype(mx.float32))
         return found
 

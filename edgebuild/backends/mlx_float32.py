@@ -6,8 +6,11 @@ mlx is imported where it is used, in a worker.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from edgebuild.backends.mlx_weights import replaced
 
 LINUX = sys.platform == "linux"
 
@@ -69,6 +72,37 @@ def compute(model: Any, again: Callable[[], Any]) -> None:
     size = sum(4 * one.stored.weight.size * (32 // one.stored.bits if "scales" in one.stored else 1) for one in layers.values())
     keep = kept(size, psutil.virtual_memory().available)
     model.update_modules(tree_unflatten(list(layers.items())))
+
+
+@contextmanager
+def attention() -> Iterator[None]:
+    """Meanwhile numpy multiplies in attention too, on Linux: it was most of the time of the example's passes."""
+    import mlx.core as mx
+    import numpy as np
+
+    def scaled(queries: Any, keys: Any, values: Any, *, scale: float, mask: Any = None, sinks: Any = None, **more: Any) -> Any:
+        """Softmax(Q Kᵀ · scale + mask) V of [B, heads, T, D] and [B, heads of keys, S, D], as mlx.core.fast documents it."""
+        if sinks is not None:
+            return own(queries, keys, values, scale=scale, mask=mask, sinks=sinks, **more)
+        q, k, v = (np.asarray(of(one)) for one in (queries, keys, values))
+        (batch, heads, length, width), (groups, other) = q.shape, k.shape[1:3]
+        scores = (q.reshape(batch, groups, heads // groups, length, width) * np.float32(scale)) @ k[:, :, None].swapaxes(-1, -2)
+        scores = scores.reshape(batch, heads, length, other)
+        if isinstance(mask, str):  # causal: the last query is that of the last key
+            mask = np.tri(length, other, other - length, dtype=bool)
+        elif mask is not None:
+            mask = np.asarray(of(mask))
+        if mask is not None:
+            scores = np.where(mask, scores, np.finfo(np.float32).min) if mask.dtype == bool else scores + mask
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(-1, keepdims=True)
+        y = scores.reshape(batch, groups, heads // groups, length, other) @ v[:, :, None]
+        return mx.array(y.reshape(batch, heads, length, -1))
+
+    own = mx.fast.scaled_dot_product_attention
+    with replaced(mx.fast, scaled_dot_product_attention=scaled if LINUX else own):
+        yield
 
 
 def of(value: Any) -> Any:

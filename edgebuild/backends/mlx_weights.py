@@ -71,19 +71,20 @@ def saved(cores: int = 1) -> Iterator[list[str]]:
         kinds = {name: one.dtype for name, one in tree_flatten(model.parameters())}
         if kinds == {name: dtype for name, (_, dtype) in stored.items()}:
             stay[:] = sorted({file for file, _ in stored.values()})
-        with _replaced(mx, save_safetensors=(lambda *given, **words: None) if stay else _written):
+        with replaced(mx, save_safetensors=(lambda *given, **words: None) if stay else _written):
             save_model(path, model, **words)
         if stay:
             index = json.loads((path / INDEX).read_text(encoding="utf-8"))
             index["weight_map"] = {name: stored[name][0] for name in sorted(stored)}
             (path / INDEX).write_text(json.dumps(index, indent=4), encoding="utf-8")
 
-    with _replaced(mx, load=reading), _replaced(utils, load_model=loading, save_model=saving), _replaced(nn, quantize=quantizing):
+    with replaced(mx, load=reading), replaced(utils, load_model=loading, save_model=saving), replaced(nn, quantize=quantizing):
         yield stay
 
 
 @contextmanager
-def _replaced(module: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+    """A module with other functions in the place of its own, for a while."""
     before = {name: getattr(module, name) for name in functions}
     try:
         for name, function in functions.items():

@@ -156,6 +156,50 @@ def test_float32_weights_made_anew_for_each_pass_are_the_same(
         np.testing.assert_array_equal(session.logits(TOKENS), kept)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a GPU multiplies")
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("length", [1, 5, 7])
+@pytest.mark.parametrize("kind", ["", "causal", "allowed", "added"])
+def test_attention_by_numpy_is_that_of_mlx(kind: str, length: int, heads: int) -> None:
+    """Grouped heads, values of another width, fewer queries than keys, in bfloat16 and float32."""
+    import mlx.core as mx
+
+    draw = np.random.default_rng(0)
+    shapes = (2, 4, length, 8), (2, heads, 7, 8), (2, heads, 7, 6)
+    q, k, v = (mx.array(draw.normal(0, 2, shape).astype(np.float32)) for shape in shapes)
+    allowed = draw.random((2, 1, length, 7)) < 0.7
+    allowed[..., 0] = True
+    mask = {"allowed": mx.array(allowed), "added": mx.array(draw.normal(0, 2, (length, 7)).astype(np.float32))}.get(
+        kind, kind or None
+    )
+    own = mx.fast.scaled_dot_product_attention
+    expected = own(q, k, v, scale=0.3, mask=mask)
+    with mlx.float32.attention():
+        assert mx.fast.scaled_dot_product_attention is not own
+        found = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask, sinks=None)
+        sinks = [mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask, sinks=mx.zeros(4))]
+    assert mx.fast.scaled_dot_product_attention is own
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=2e-6)
+    np.testing.assert_array_equal(np.asarray(sinks[0]), np.asarray(own(q, k, v, scale=0.3, mask=mask, sinks=mx.zeros(4))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a GPU multiplies")
+def test_attention_is_by_numpy_where_weights_are_dequantized_and_nowhere_else(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    asked: list[str] = []
+    own = mx.fast.scaled_dot_product_attention
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda *given, **words: asked.append("") or own(*given, **words))
+    quantize(converted / "model", tmp_path / "out", "int4")
+    exact, stored = (mlx.open(tmp_path / "out/model", view) for view in mlx.VIEWS)
+    exact.logits(TOKENS)
+    assert not asked
+    stored.logits(TOKENS)
+    assert len(asked) == 4
+
+
 def test_what_a_session_runs_in(converted: Path) -> None:
     session = mlx.open(converted / "model")
     assert session.runtime.startswith("mlx ")
