@@ -123,7 +123,8 @@ def estimate(facts: ModelFacts, scheme: str, parameters: Mapping[str, Any], avai
     """
     count = sum(facts.parameters.values())
     source = sum(number * safetensors.BITS.get(dtype, 16) for dtype, number in facts.parameters.items()) / 8
-    weights, made_of = source, 1.0 if facts.experts else 0.0  # a weight that is not quantized is made of itself, else stacked
+    weights = source
+    made_of = 1.0 if facts.experts else 0.0  # bytes held beside each of what is made: of experts, those that are stacked into one
     if scheme != "none":
         matrices, each = sum(facts.weights.values()), source / max(count, 1)
         weights = (
