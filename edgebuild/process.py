@@ -221,7 +221,8 @@ class Workers:
             raise StepFailed(_no_result(process.returncode) + _tail(log)) from error
         if "error" in result:
             unexpected, refused = result["error"].startswith("unexpected"), bool(result.get("refused"))
-            if (unexpected or refused) and _full(scratch):  # a framework says it in words of its own, or not at all
+            said_so = os.strerror(errno.ENOSPC).lower() in result["error"].lower()  # and may have removed what it had written
+            if (unexpected or refused) and (said_so or _full(scratch)):  # else in words of its own, or not at all
                 raise StepFailed(disk(OSError(errno.ENOSPC, "")))
             if result.get("memory") or (unexpected and _wants_memory(log)):
                 raise OutOfMemory(f"it got no more memory; it {used}", advice, f"\n  log: {os.path.relpath(log)}")

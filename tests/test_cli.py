@@ -151,6 +151,7 @@ def test_a_file_of_any_name_fails_alone(lab: Lab, name: str) -> None:
             "!refused",
             "the framework does not take this model\n  log: .edgebuild/logs/one/convert.log\n    | what the framework prints",
         ),
+        ("!full", "the disk is full; nothing was kept; free space"),
         ("!hang", "took longer than its limit of 4 s"),
         ("!memory", "over its limit of 400 MB"),
     ],

@@ -144,6 +144,8 @@ def _misbehave(text: str, action: Action) -> None:
         raise StepFailed("the framework does not take this model")
     elif text == "!fault":
         raise RuntimeError("a fault in the framework")
+    elif text == "!full":
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     elif text == "!child":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600) # edgebuild-left-behind"])
     elif text == "!elsewhere":
