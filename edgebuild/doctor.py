@@ -144,7 +144,7 @@ def _smoke(perform: Perform, scratch: str) -> Attempt:
             "inputs": {},
             "outputs": {},
         }
-        result = perform(record, folder, os.path.join(folder, "log"), None, SECONDS, python)
+        result = perform(record, folder, os.path.join(folder, "log"), None, SECONDS, python, None)
         return result.summary, result.network
 
     return attempt

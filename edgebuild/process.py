@@ -61,7 +61,7 @@ class Workers:
     """The live workers of this process. One instance a run; `end` kills them all and lets no more start.
 
     `moved` is told (step, bytes that are here, bytes expected or None) while a step downloads, `tell` (step, what) where one
-    waits to have the machine to itself, and when it has.
+    waits to have the machine to itself, when it has, and where one stands still for it.
     """
 
     def __init__(
@@ -82,8 +82,9 @@ class Workers:
         memory: int | None,
         seconds: float,
         python: str = sys.executable,
+        still: int | None = None,
     ) -> Result:
-        """Run a record in a process of its own, by `python`.
+        """Run a record in a process of its own, by `python`. It stands `still` for measurements where that shares the machine.
 
         Raises StepFailed with one message, the end of the log and its path.
         """
@@ -100,7 +101,7 @@ class Workers:
             make_folder(f"{STATE}/workers")
             with open(note, "xb"):
                 pass  # its name says all
-            watched = _watch(process, memory or _machine_memory(), seconds, self._looking(record))
+            watched = _watch(process, memory or _machine_memory(), seconds, self._looking(record, process, still))
         finally:
             self._finish(process)
             remove_tree(note)
@@ -127,28 +128,43 @@ class Workers:
         for pid in list(self._live):
             _kill_group(pid)
 
-    def _looking(self, record: Mapping[str, Any]) -> Callable[[], bool]:
-        """What is asked again and again while a worker runs: whether it waits for the machine. Tells how far it is."""
+    def _looking(
+        self, record: Mapping[str, Any], process: "subprocess.Popen[bytes]", still: int | None
+    ) -> Callable[[float], float]:
+        """What is asked again and again while a worker runs, with the seconds since: → how many of them, and more, it waited for others."""
         waited = False
 
-        def download() -> bool:
+        def download(since: float) -> float:
             try:
                 with open(record["download"]["progress"], encoding="ascii") as file:
                     here, total = json.load(file)
             except (OSError, ValueError):
-                return False
+                return 0.0
             self._moved(record["name"], here, total)
-            return False
+            return 0.0
 
-        def alone() -> bool:
+        def alone(since: float) -> float:
             nonlocal waited
             waits = os.path.exists(record["alone"]["waits"])
             if waits != waited:
                 self._tell(record["name"], machinelock.ALONE if waits else machinelock.MEASURES)
             waited = waits
-            return waits
+            return since if waits else 0.0
 
-        return download if "download" in record else alone if "alone" in record else lambda: False
+        def beside(since: float) -> float:
+            if still is None or not machinelock.wanted() or _exited(process, 0):
+                return 0.0
+            start = time.monotonic()
+            self._tell(record["name"], machinelock.STANDS)
+            _signal_group(process.pid, signal.SIGSTOP)
+            try:
+                machinelock.stand_aside(still)
+            finally:
+                _signal_group(process.pid, signal.SIGCONT)
+            self._tell(record["name"], machinelock.GOES)
+            return time.monotonic() - start
+
+        return download if "download" in record else alone if "alone" in record else beside
 
     def _start(self, record: Mapping[str, Any], path: str, scratch: str, output: Any, python: str) -> "subprocess.Popen[bytes]":
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
@@ -239,8 +255,9 @@ def collect(store: str) -> None:
         owner, _, worker = name.partition("-")
         if alive(owner):
             continue
-        if alive(worker):
-            _kill_group(int(worker.partition(".")[0]))
+        number = int(worker.partition(".")[0])  # it is given to nobody else while one of its group lives, who may stand still
+        if process_name(number) in (worker, f"{number}."):
+            _kill_group(number)
         remove_tree(f"{folder}/{name}")
     for name in _names(f"{store}/tmp"):
         if not alive(name.split("-")[0]):
@@ -269,8 +286,8 @@ def _collect_temporaries(place: str) -> None:
             _collect_temporaries(path)
 
 
-def _watch(process: "subprocess.Popen[bytes]", memory: int, seconds: float, look: Callable[[], bool]) -> _Watched:
-    """Wait for the worker to end; `look` now and then says whether it waits for somebody else, which does not count."""
+def _watch(process: "subprocess.Popen[bytes]", memory: int, seconds: float, look: Callable[[float], float]) -> _Watched:
+    """Wait for the worker to end; `look` now and then says how long it waited for somebody else, which does not count."""
     import psutil
 
     peak: int | None = None
@@ -279,9 +296,8 @@ def _watch(process: "subprocess.Popen[bytes]", memory: int, seconds: float, look
     wait, search, deadline = 0.02, last + LOOK_SECONDS, last + seconds
     while True:
         exited = _exited(process, wait)
-        before, last = last, time.monotonic()
-        if look():
-            waited += last - before
+        waited += look(time.monotonic() - last)
+        last = time.monotonic()
         if exited:
             return _Watched(ended="", peak=peak, waited=waited)
         wait = SAMPLE_SECONDS
@@ -356,8 +372,12 @@ def _machine_memory() -> int:
 
 
 def _kill_group(pid: int) -> None:
+    _signal_group(pid, signal.SIGKILL)
+
+
+def _signal_group(pid: int, what: signal.Signals) -> None:
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, what)
     except (ProcessLookupError, PermissionError):
         pass
 

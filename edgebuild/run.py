@@ -26,7 +26,10 @@ from edgebuild.step import ACROSS, SOURCES, Step
 
 IN_PROCESS = ("gate", "build")  # arithmetic on small files of our own: a process would cost more than the work
 TRIES = 3  # times that a step is run anew because an input was edited while it ran
-Perform = Callable[[Mapping[str, Any], str, str, int | None, float, str], Result]
+# These do not look at a clock: they may stand still while a measurement has the machine. A download would be given up by the other side, and
+# what a package is tried on has its time.
+STILL = ("assess", "reference", "convert", "quantize", "evaluate", "answer", "agree")
+Perform = Callable[[Mapping[str, Any], str, str, int | None, float, str, int | None], Result]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,18 +233,20 @@ class Builder:
                 summary=outcome.summary, refused=outcome.refused, network="", seconds=seconds, peak_memory=None
             )
         limits = self.project.targets[self.project.owner(step)]
+        still = step.verb in STILL
         from edgebuild import heavy
 
         with (
             self._toolchains.interpreter(components.get("toolchain", {}).get("lock", "")) as python,
             self._image(action),
             heavy.admitted(self.project, step, lambda: self._tell(step.name, heavy.WAITS)),
-            self._beside_measurements(step.name) as held,
+            self._beside_measurements(step.name, still) as held,
         ):
             folders = os.path.abspath(scratch), os.path.abspath(log)
             if "machine" in components:  # it prepares beside others, and has the machine to itself when it measures
                 action["alone"] = {"folder": user_cache(), "held": held, "waits": f"{folders[0]}/waits"}
-            result = self._perform(action, *folders, limits["memory"], limits["time"], python)
+            shares = held if still else None
+            result = self._perform(action, *folders, limits["memory"], limits["time"], python, shares)
         if result.kept:
             from edgebuild.worker import files
 
@@ -261,8 +266,8 @@ class Builder:
             action["image"] = {"wheels": folder, "base": base, "no_base": missing}
             yield
 
-    def _beside_measurements(self, name: str) -> AbstractContextManager[int]:
-        return machinelock.shared(lambda: self._tell(name, machinelock.BESIDE))
+    def _beside_measurements(self, name: str, still: bool = False) -> AbstractContextManager[int]:
+        return machinelock.shared(lambda: self._tell(name, machinelock.BESIDE), still)
 
     def _choose(self, step: Step, outputs: Mapping[str, str]) -> Result:
         """Walk a ladder: the chosen rung's model is linked from the store. Where none holds, `model` is an empty folder."""

@@ -46,7 +46,13 @@ def write_model(path: Path, text: str) -> None:
 
 
 def perform_here(
-    record: Mapping[str, Any], scratch: str, log: str, memory: int | None, seconds: float, python: str = sys.executable
+    record: Mapping[str, Any],
+    scratch: str,
+    log: str,
+    memory: int | None,
+    seconds: float,
+    python: str = sys.executable,
+    still: int | None = None,
 ) -> Result:
     assert python == sys.executable, "a step of another interpreter cannot run in this process"
     start = time.monotonic()

@@ -162,11 +162,11 @@ def test_torch_is_there_for_what_may_run_it(tmp_path: Path, verb: str, toolchain
 
 def test_waiting_for_the_machine_is_no_time_of_its_own() -> None:
     """What a worker waits for others counts neither to its limit nor to what it took."""
-    looks = iter([True] * 8)
+    looks = iter([1] * 8)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.2)"], stdin=subprocess.PIPE) as child:
-        watched = process._watch(child, 10**12, 0.9, lambda: next(looks, False))
+        watched = process._watch(child, 10**12, 0.9, lambda since: since * next(looks, 0))
     assert (watched.ended, watched.waited >= 0.5) == ("", True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
-        watched = process._watch(child, 10**12, 0.3, lambda: False)
+        watched = process._watch(child, 10**12, 0.3, lambda since: 0.0)
         child.kill()
     assert (watched.ended, watched.waited) == ("time", 0.0)

@@ -143,7 +143,9 @@ def _perform(self: object, *record: Any) -> Any:
         raise StepFailed(f"unexpected {type(error).__name__}: {error}") from error
 
 
-def _wait(process: "subprocess.Popen[bytes]", memory: int, deadline: float, look: Callable[[], None]) -> tuple[str, int | None]:
+def _wait(
+    process: "subprocess.Popen[bytes]", memory: int, deadline: float, look: Callable[[float], float]
+) -> tuple[str, int | None]:
     """Without a look at the worker now and then, which would make the count of calls another one each time."""
     process.wait()
     return "", None
