@@ -41,19 +41,19 @@ SAYING = {
     "android-phi3": (
         "llamacpp",
         "import glob, llama_cpp\nmodel = llama_cpp.Llama(glob.glob('**/*.gguf', recursive=True)[0], verbose=False)\n"
-        "print({prompt!r} + model({prompt!r}, max_tokens=24)['choices'][0]['text'])",
+        "print({prompt!r}, model({prompt!r}, max_tokens=24)['choices'][0]['text'].strip())",
     ),
     "server-phi3": (
         "openvino-lm",
         "import openvino_genai\npipe = openvino_genai.LLMPipeline('model', 'CPU')\n"
-        "print({prompt!r} + str(pipe.generate({prompt!r}, max_new_tokens=24, apply_chat_template=False)))",
+        "print({prompt!r}, str(pipe.generate({prompt!r}, max_new_tokens=24, apply_chat_template=False)).strip())",
     ),
     "generic-phi3": ("onnxruntime-lm", GENAI),
     "desktop-phi3": ("olive", GENAI),
     "ios-phi3": (
         "mlx",
         "import glob, mlx_lm\nfolder = glob.glob('**/config.json', recursive=True)[0].rpartition('/')[0]\n"
-        "model, tokenizer = mlx_lm.load(folder)\nprint({prompt!r} + mlx_lm.generate(model, tokenizer, {prompt!r}, max_tokens=24))",
+        "model, tokenizer = mlx_lm.load(folder)\nprint({prompt!r}, mlx_lm.generate(model, tokenizer, {prompt!r}, max_tokens=24).strip())",
     ),
 }
 
