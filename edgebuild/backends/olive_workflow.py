@@ -111,6 +111,8 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     if order["auto"]:
         config["passes"] = _chosen(config, order["auto"])
     _check_options(config["passes"])
+    if config["input_model"]["type"] == "ONNXModel":
+        _keep_names(Path(config["input_model"]["model_path"], config["input_model"]["onnx_file_name"]))
     passes = [
         {"type": one["type"], **{key: one[key] for key in sorted(one) if key != "type"}} for one in config["passes"].values()
     ]
@@ -133,6 +135,29 @@ def _copy(source: Path, target: Path) -> None:
             place.mkdir()
         else:
             shutil.copyfile(path, place)
+
+
+def _keep_names(model: Path) -> None:
+    """What Olive saves by onnxscript has the model's own names of outputs: a pass makes `logits` `logits_Q4`, which who runs it does not know.
+
+    Afterwards it would be a file of gigabytes that is written again.
+    """
+    import onnx
+    from onnxscript import ir
+
+    wanted = [one.name for one in onnx.load(model, load_external_data=False).graph.output]
+    save = ir.save
+
+    def named(made: Any, *given: Any, **words: Any) -> None:
+        others = {value.name for node in made.graph.all_nodes() for value in node.outputs} - {
+            one.name for one in made.graph.outputs
+        }
+        if len(made.graph.outputs) == len(wanted) and others.isdisjoint(wanted):
+            for value, name in zip(made.graph.outputs, wanted, strict=True):
+                value.name = name
+        save(made, *given, **words)
+
+    ir.save = named
 
 
 def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:
