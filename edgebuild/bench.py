@@ -40,7 +40,8 @@ BLOCK_SECONDS = 0.2  # short beside what disturbs a machine, so that a disturban
 LEAST_PAIRS = 8  # of blocks: a bootstrap of fewer says too little, so there is no interval
 KEPT = 200  # order statistics by which a block stands in the bootstrap: enough for its p99, and little work
 PREFILL = 32  # tokens
-# After 3 calls of OpenVINO's those in the next 50 ms took 1 to 2 % longer than later ones, and none from 0.2 s on 0.5 % (medians of 8 processes).
+# After 3 calls of OpenVINO's those in the next 50 ms took 1 to 2 % longer than later ones; from 0.2 s on what differs is chance, up to 0.9 %
+# (medians of 8 processes).
 WARM_CALLS, WARM_SECONDS = 3, 0.2
 LEAST_ENERGY_SECONDS = 10.0  # RAPL counts the whole package: over less, what else ran decides
 NOISY = 1.25  # p95/p50 of a fixed loop: above it the machine, not the model, makes the spread
