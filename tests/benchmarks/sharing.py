@@ -1,6 +1,6 @@
 """One language model as eight targets, two schemes on each of four backends, beside the same eight built one by one.
 
-    python tests/benchmarks/sharing.py [--runs 1] [--model DIR] [--timed]
+    python tests/benchmarks/sharing.py [--runs 3] [--model DIR] [--timed]
 
 For a phone (MLX), an Intel server (OpenVINO), an NVIDIA box (Olive) and a board (llama.cpp): this machine times those for Intel
 alone, as its processor says nothing of the others. `--timed`: all eight for any computer, each timed.
@@ -92,7 +92,7 @@ def bundles(root: Path) -> dict[str, bytes]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--model", type=Path, default=ROOT / "targets/models/tiny-phi3", help="a Hugging Face folder")
     parser.add_argument("--timed", action="store_true", help="all eight for a platform that this machine is")
     options = parser.parse_args()
