@@ -16,6 +16,7 @@ from edgebuild import environment
 from edgebuild.environment import Environment
 from edgebuild.errors import StepFailed, disk
 from edgebuild.files import remove_tree, write_whole
+from edgebuild.step import ENVIRONMENT
 from edgebuild.toolchain import Lock
 from edgebuild.units import human
 
@@ -165,7 +166,7 @@ def _imports(lock: Lock, python: str, command: Command) -> str:
     if not lock.imports:
         return ""
     said: list[str] = []
-    surroundings = {name: value for name, value in os.environ.items() if name not in UNWANTED}
+    surroundings = {name: value for name, value in os.environ.items() if name not in UNWANTED} | ENVIRONMENT
     if not command([python, "-I", "-c", f"import {', '.join(lock.imports)}"], surroundings, said.append):
         return ""
     last = next((line.strip() for line in reversed(said) if line.strip()), "it says nothing")

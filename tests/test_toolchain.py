@@ -268,6 +268,14 @@ def test_a_package_that_cannot_be_imported_is_not_kept(packages: Index) -> None:
     assert packages.made() == packages.left() == []
 
 
+def test_what_is_tried_sends_nothing(packages: Index) -> None:
+    """ONNX Runtime makes an id of the user's, and a file of what it will send, when it is imported without this variable."""
+    packages.add("tiny", "1.1", {"tiny.py": b"import os\nassert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"})
+    packages.lock("tools", *PARTS, head="# import: tiny\n")
+    done = packages.run("toolchain", "install", "tools", ORT_DISABLE_TELEMETRY="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_offline_says_what_is_missing(packages: Index) -> None:
     install = ["toolchain", "install", "tools"]
     for words in ([*install, "--offline"], ["--offline", *install], ["toolchain", "install", "--offline", "tools"], install):

@@ -64,6 +64,7 @@ def clone(folder: Path) -> tuple[Path, Mapping[str, str]]:
     environment = {
         **os.environ,
         "XDG_CACHE_HOME": str(folder / "cache"),
+        "ORT_DISABLE_TELEMETRY": "1",
         "PATH": f"{root / '.venv' / 'bin'}:{os.environ['PATH']}",
     }
     for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH"):
