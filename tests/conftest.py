@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind `&` in a scri
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VNNI = "vnni" in machine.isa()  # its sums of int8 are exact
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests that import ONNX Runtime themselves
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of tests and benchmarks that import ONNX Runtime themselves
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: what one has compiled, the next ones load
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = """edgebuild: 1

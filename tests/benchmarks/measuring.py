@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of the frameworks' own commands, too
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as anywhere
 
 from tests.conftest import TARGET, Lab, make_lab, write_model

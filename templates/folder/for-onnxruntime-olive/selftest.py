@@ -5,11 +5,15 @@ It prints PASS or FAIL and, last, the evidence as one line of JSON; the exit sta
 """
 
 import json
+import os
 import platform
 import sys
 from pathlib import Path
 
 import numpy
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent

@@ -7,11 +7,15 @@ Needs: pip install onnxruntime numpy
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from pathlib import Path
 
 import numpy
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
+
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent
