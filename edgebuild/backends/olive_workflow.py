@@ -20,6 +20,7 @@ from edgebuild import tether
 
 DATASET = "edgebuild_feeds"  # what the calibration data are called in a workflow
 WARNINGS = 3  # of the last ones, where no exception says why
+MAPPED = "OnnxBlockWiseRtnQuantization"  # the pass that only reads the weights it is given
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what its user may have of it
 
 
@@ -113,6 +114,8 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     _check_options(config["passes"])
     if config["input_model"]["type"] == "ONNXModel":
         _keep_names(Path(config["input_model"]["model_path"], config["input_model"]["onnx_file_name"]))
+        if all(one["type"] == MAPPED for one in config["passes"].values()):
+            _keep_mapped()
     passes = [
         {"type": one["type"], **{key: one[key] for key in sorted(one) if key != "type"}} for one in config["passes"].values()
     ]
@@ -158,6 +161,20 @@ def _keep_names(model: Path) -> None:
         save(made, *given, **words)
 
     ir.save = named
+
+
+def _keep_mapped() -> None:
+    """Weights are quantized as they are mapped from their file; a pass reads all into memory first. What none has quantized is read to be saved."""
+    from onnxscript import ir
+
+    read, save = ir.external_data.load_to_model, ir.save
+
+    def whole(made: Any, *given: Any, **words: Any) -> None:
+        read(made)
+        save(made, *given, **words)
+
+    ir.external_data.load_to_model = lambda model: model
+    ir.save = whole
 
 
 def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:

@@ -266,6 +266,38 @@ def test_a_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_olive
+def test_weights_that_stay_mapped_are_quantized_as_olive_does_alone(tmp_path: Path) -> None:
+    """Also those that nothing quantizes lie in the model that was made."""
+    import onnx
+    from olive.model import ONNXModelHandler
+    from olive.passes.olive_pass import create_pass_from_dict
+    from olive.passes.onnx.rtn_quantization import OnnxBlockWiseRtnQuantization
+
+    files, facts = inputs(MODEL), assess(inputs(MODEL))
+    run("convert", tmp_path / "convert", files, facts)
+    source = tmp_path / "convert/model"
+    assert (source / "model.onnx.data").is_file()
+    left = next(
+        one.name for one in onnx.load(source / "model.onnx", load_external_data=False).graph.node if one.op_type == "MatMul"
+    )
+    settings = olive.parameters("int4", {"exclude": [left]}, False)
+    run("quantize", tmp_path / "quantize", {"model": source}, facts, scheme="int4", samples=None, **settings)
+    options = {"bits": 4, "block_size": 32, "is_symmetric": False, "nodes_to_exclude": [left]}
+    alone = create_pass_from_dict(OnnxBlockWiseRtnQuantization, options, disable_search=True)
+    alone.run(ONNXModelHandler(str(source / "model.onnx")), str(tmp_path / "alone"))
+    made, expected = (
+        onnx.load(path, load_external_data=False).graph
+        for path in (
+            tmp_path / "quantize/model/model.onnx",
+            tmp_path / "alone/model.onnx",
+        )
+    )
+    weights = [one.SerializeToString(deterministic=True) for one in made.initializer]
+    assert weights == [one.SerializeToString(deterministic=True) for one in expected.initializer]
+    assert not any(one.data_location == onnx.TensorProto.EXTERNAL for one in made.initializer)
+
+
+@needs_olive
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "operators"), [("desktop-digits", 5), ("desktop-phi3", 22)])
 def test_the_example(tmp_path: Path, target: str, operators: int) -> None:
