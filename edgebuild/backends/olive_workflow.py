@@ -98,9 +98,15 @@ def main(path: str) -> None:
 
 def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     config = order["config"]
+    source, folder = Path(order["copied"]), Path(config["input_model"]["model_path"])
+    mapped = bool(order["copied"]) and {one["type"] for one in config["passes"].values()} == {MAPPED}
     # onnx reads no external data that have a second hard link, as what lies in a store has: copied while Olive is imported.
     with ThreadPoolExecutor(1) as beside:
-        copy = beside.submit(_copy, Path(order["copied"]), Path(config["input_model"]["model_path"])) if order["copied"] else None
+        copy = (
+            beside.submit(_copy, source, folder, config["input_model"]["onnx_file_name"] if mapped else "**/*")
+            if order["copied"]
+            else None
+        )
         import olive
         from olive.data.registry import Registry
         from olive.workflows import run
@@ -113,9 +119,9 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
         config["passes"] = _chosen(config, order["auto"])
     _check_options(config["passes"])
     if config["input_model"]["type"] == "ONNXModel":
-        _keep_names(Path(config["input_model"]["model_path"], config["input_model"]["onnx_file_name"]))
-        if all(one["type"] == MAPPED for one in config["passes"].values()):
-            _keep_mapped()
+        _keep_names(folder / config["input_model"]["onnx_file_name"])
+        if mapped:
+            _map(source, folder)
     passes = [
         {"type": one["type"], **{key: one[key] for key in sorted(one) if key != "type"}} for one in config["passes"].values()
     ]
@@ -129,10 +135,10 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     }
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A folder with all in it. Raises OSError, whose errno shutil.copytree would hide."""
+def _copy(source: Path, target: Path, pattern: str) -> None:
+    """What there is in a folder under such names. Raises OSError, whose errno shutil.copytree would hide."""
     target.mkdir()
-    for path in source.rglob("*"):
+    for path in source.glob(pattern):
         place = target / path.relative_to(source)
         if path.is_dir():
             place.mkdir()
@@ -163,18 +169,29 @@ def _keep_names(model: Path) -> None:
     ir.save = named
 
 
-def _keep_mapped() -> None:
-    """Weights are quantized as they are mapped from their file; a pass reads all into memory first. What none has quantized is read to be saved."""
+def _map(source: Path, folder: Path) -> None:
+    """The weights of the model in `folder` lie in `source`, and are mapped: they are neither copied nor read before they are quantized.
+
+    The pass reads all into memory first, from a folder in which onnx_ir takes no file of two names; by its absolute place it does.
+    What nothing has quantized is read to be saved.
+    """
     from onnxscript import ir
 
     read, save = ir.external_data.load_to_model, ir.save
+
+    def mapped(model: Any) -> Any:
+        for value in (value for graph in model.graphs() for value in graph.initializers.values()):
+            one = value.const_value
+            if isinstance(one, ir.ExternalTensor) and Path(one.base_dir).resolve() == folder.resolve():
+                place = source.absolute() / one.location
+                value.const_value = ir.ExternalTensor(place, one.offset, one.length, one.dtype, shape=one.shape, name=one.name)
+        return model
 
     def whole(made: Any, *given: Any, **words: Any) -> None:
         read(made)
         save(made, *given, **words)
 
-    ir.external_data.load_to_model = lambda model: model
-    ir.save = whole
+    ir.external_data.load_to_model, ir.save = mapped, whole
 
 
 def _check_options(passes: Mapping[str, Mapping[str, Any]]) -> None:
