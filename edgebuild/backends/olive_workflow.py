@@ -100,13 +100,10 @@ def _run(order: Mapping[str, Any], heard: Heard) -> dict[str, Any]:
     config = order["config"]
     source, folder = Path(order["copied"]), Path(config["input_model"]["model_path"])
     mapped = bool(order["copied"]) and {one["type"] for one in config["passes"].values()} == {MAPPED}
-    # onnx reads no external data that have a second hard link, as what lies in a store has: copied while Olive is imported.
+    # onnx reads no external data that have a second hard link, as what lies in a store has: copied while Olive is imported, where not mapped.
+    pattern = config["input_model"]["onnx_file_name"] if mapped else "**/*"
     with ThreadPoolExecutor(1) as beside:
-        copy = (
-            beside.submit(_copy, source, folder, config["input_model"]["onnx_file_name"] if mapped else "**/*")
-            if order["copied"]
-            else None
-        )
+        copy = beside.submit(_copy, source, folder, pattern) if order["copied"] else None
         import olive
         from olive.data.registry import Registry
         from olive.workflows import run
